@@ -1,0 +1,119 @@
+"""Transformer blocks: the plain pre-norm block, and the joint one with norms of its own for each stream."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: ``softmax(q kᵀ / √d) v`` per head, fused.
+
+    Args:
+        dim: Width D.
+        num_heads: Heads; D is a multiple of it.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        batch, length, dim = x.shape
+        qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(x.transpose(1, 2).reshape(batch, length, dim))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with the exact GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D)."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: ``x + attn(norm1(x))``, then ``x + mlp(norm2(x))``."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=eps)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, D) -> (B, L, D)."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+@dataclass(frozen=True)
+class Streams:
+    """The passes through the joint blocks; those not asked for are None.
+
+    Attributes:
+        joint: (B, Ka + Kv, D) all tokens of the modalities present, audio first.
+        audio: (B, Ka, D) audio tokens alone.
+        visual: (B, Kv, D) visual tokens alone.
+    """
+
+    joint: Tensor | None = None
+    audio: Tensor | None = None
+    visual: Tensor | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Streams:
+        """The function of each stream there is."""
+        values = (self.joint, self.audio, self.visual)
+        return Streams(*(None if x is None else function(x) for x in values))
+
+    def __add__(self, other: Streams) -> Streams:
+        pairs = ((self.joint, other.joint), (self.audio, other.audio), (self.visual, other.visual))
+        return Streams(*(None if x is None or y is None else x + y for x, y in pairs))
+
+
+class StreamNorm(nn.Module):
+    """A LayerNorm for each stream, with weights of its own."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.joint = nn.LayerNorm(dim, eps=eps)
+        self.audio = nn.LayerNorm(dim, eps=eps)
+        self.visual = nn.LayerNorm(dim, eps=eps)
+
+    def forward(self, x: Streams) -> Streams:
+        """Each stream there is, normalised."""
+        return Streams(
+            joint=None if x.joint is None else self.joint(x.joint),
+            audio=None if x.audio is None else self.audio(x.audio),
+            visual=None if x.visual is None else self.visual(x.visual),
+        )
+
+
+class JointBlock(nn.Module):
+    """A block whose attention and MLP all streams share while each keeps its own norms."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float, eps: float) -> None:
+        super().__init__()
+        self.norm1 = StreamNorm(dim, eps)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = StreamNorm(dim, eps)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Streams) -> Streams:
+        """Each stream there is through the block; no stream sees another."""
+        x = x + self.norm1(x).map(self.attn)
+        return x + self.norm2(x).map(self.mlp)

@@ -1,0 +1,222 @@
+"""Weights in the names of the published CAV-MAE (arXiv 2210.07839) and in ours, both ways and strictly.
+
+Every key of a file is accounted for: used, or listed as one that the published model never uses (each of its
+blocks carries the joint block's extra norms). Published files hold fp32 tensors under ``module.``; reading
+one never executes code from it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from models.classifier import AudioVisualClassifier
+from models.config import PRESETS, Architecture, ModelConfig
+from models.mae import AudioVisualMAE
+
+PUBLISHED_EPS = 1e-5
+_PREFIX = "module."
+
+# Ours -> published, in order; the first pattern that matches the whole name is taken.
+_NAMES = [
+    (re.compile(pattern), published)
+    for pattern, published in [
+        (r"encoder\.(audio|visual)\.patch_embed\.(weight|bias)", r"patch_embed_{0}.proj.{1}"),
+        (r"encoder\.(audio|visual)\.pos_embed", r"pos_embed_{0}"),
+        (r"encoder\.(audio|visual)\.modality_embed", r"modality_{0}"),
+        (r"encoder\.(audio|visual)\.blocks\.(.+)", r"blocks_{0}.{1}"),
+        (r"encoder\.joint_blocks\.(\d+\.norm[12])\.joint\.(weight|bias)", r"blocks_u.{0}.{1}"),
+        (r"encoder\.joint_blocks\.(\d+\.norm[12])\.(audio|visual)\.(weight|bias)", r"blocks_u.{0}_{1}.{2}"),
+        (r"encoder\.joint_blocks\.(.+)", r"blocks_u.{0}"),
+        (r"encoder\.norm\.joint\.(weight|bias)", r"norm.{0}"),
+        (r"encoder\.norm\.(audio|visual)\.(weight|bias)", r"norm_{0}.{1}"),
+        (r"decoder\.(embed|norm)\.(weight|bias)", r"decoder_{0}.{1}"),
+        (r"decoder\.mask_token", r"mask_token"),
+        (r"decoder\.modality_embed_(audio|visual)", r"decoder_modality_{0}"),
+        (r"decoder\.pos_embed_(audio|visual)", r"decoder_pos_embed_{0}"),
+        (r"decoder\.blocks\.(.+)", r"decoder_blocks.{0}"),
+        (r"decoder\.pred_(audio|visual)\.(weight|bias)", r"decoder_pred_{0}.{1}"),
+        (r"norm\.(weight|bias)", r"mlp_head.0.{0}"),
+        (r"head\.(weight|bias)", r"mlp_head.1.{0}"),
+    ]
+]
+_LETTERS = {"audio": "a", "visual": "v"}
+_NEVER_USED = re.compile(r"(blocks_a|blocks_v|decoder_blocks)\.\d+\.norm[12]_[av]\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of a published file.
+
+    Attributes:
+        config: The model it holds.
+        num_classes: Classes of its head; None for a pretraining file.
+        used: Published names whose values are now in the model.
+        unused: Published names that the published model never uses either.
+    """
+
+    config: ModelConfig
+    num_classes: int | None
+    used: tuple[str, ...]
+    unused: tuple[str, ...]
+
+
+def published_name(name: str) -> str:
+    """The published name (without ``module.``) of one of our state's."""
+    for pattern, published in _NAMES:
+        match = pattern.fullmatch(name)
+        if match:
+            return published.format(*(_LETTERS.get(group, group) for group in match.groups()))
+    raise AssertionError(f"no published name for {name}")
+
+
+def read_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
+    """A file of named tensors: safetensors, or ``torch.save`` read without executing anything in it.
+
+    Raises:
+        ValueError: The file holds something else than named tensors.
+    """
+    path = Path(path)
+    if path.suffix == ".safetensors":
+        return load_file(path)
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} does not hold a plain mapping of names to tensors")
+    return dict(state)
+
+
+def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
+
+
+def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
+    """The model that published names and shapes describe.
+
+    Shapes do not tell the number of heads: where ``num_heads`` and ``decoder_num_heads`` are not given, heads
+    are 64 and 32 wide as in every published checkpoint. Nor do they tell the mel bins (128) or the share
+    masked.
+
+    Args:
+        state: Published names, with or without ``module.``, and their tensors.
+        known: Fields of `ModelConfig` that override what is inferred.
+
+    Raises:
+        ValueError: A tensor that is needed is missing, or its shape makes no such model.
+    """
+    state = _strip_prefix(state)
+    base = PRESETS["cav_mae_base"]
+
+    def shape(name: str) -> torch.Size:
+        if name not in state:
+            raise ValueError(f"{name} is missing; this is no CAV-MAE checkpoint in the published names")
+        return state[name].shape
+
+    def depth(blocks: str) -> int:
+        return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
+
+    embed_dim, _, patch_size, _ = shape("patch_embed_v.proj.weight")
+    num_mel_bins = known.get("num_mel_bins", 128)
+    found: dict[str, Any] = {
+        "patch_size": patch_size,
+        "image_size": round(shape("pos_embed_v")[1] ** 0.5) * patch_size,
+        "audio_length": shape("pos_embed_a")[1] * patch_size**2 // num_mel_bins,
+        "embed_dim": embed_dim,
+        "num_heads": _heads(embed_dim, 64, "num_heads", known),
+        "modality_depth": depth("blocks_a"),
+        "joint_depth": depth("blocks_u"),
+        "mlp_ratio": shape("blocks_u.0.mlp.fc1.weight")[0] / embed_dim,
+        "layer_norm_eps": PUBLISHED_EPS,
+    }
+    if "decoder_embed.weight" in state:
+        width = shape("decoder_embed.weight")[0]
+        heads = _heads(width, 32, "decoder_num_heads", known)
+        found |= {
+            "decoder_embed_dim": width,
+            "decoder_num_heads": heads,
+            "decoder_depth": depth("decoder_blocks"),
+        }
+    # What the preset says anyway is left to it, so that the config of a published ViT-B reads like one.
+    preset = {f.name: getattr(base, f.name) for f in fields(Architecture)}
+    chosen = {name: value for name, value in (found | known).items() if preset.get(name, ...) != value}
+    return ModelConfig("cav_mae_base", **chosen)
+
+
+def _heads(width: int, head_width: int, name: str, known: Mapping[str, Any]) -> int:
+    if name in known:
+        return known[name]
+    if width % head_width:
+        raise ValueError(f"{name} cannot be told from a width of {width}; give {name}=...")
+    return width // head_width
+
+
+def load_published(
+    source: str | PathLike[str] | Mapping[str, Tensor], **known: Any
+) -> tuple[AudioVisualMAE | AudioVisualClassifier, LoadReport]:
+    """The model in a published file: an `AudioVisualMAE`, or a classifier from a fine-tuned one.
+
+    Args:
+        source: A file (.safetensors or ``torch.save``), or its named tensors.
+        known: Fields of `ModelConfig` that the shapes don't tell (see `infer_config`).
+
+    Raises:
+        ValueError: Keys are missing or left over, or shapes do not fit; each is named.
+    """
+    state = _strip_prefix(source if isinstance(source, Mapping) else read_tensors(source))
+    config = infer_config(state, **known)
+    num_classes = len(state["mlp_head.1.bias"]) if "mlp_head.1.bias" in state else None
+    model = AudioVisualMAE(config) if num_classes is None else AudioVisualClassifier(config, num_classes)
+    names = {name: published_name(name) for name in model.state_dict()}
+    missing = sorted(set(names.values()) - set(state))
+    left = sorted(set(state) - set(names.values()))
+    foreign = [name for name in left if not _NEVER_USED.fullmatch(name)]
+    if missing or foreign:
+        raise ValueError(
+            f"not the published model's names: missing {missing or 'none'}, unknown {foreign or 'none'}"
+        )
+    model.load_state_dict({name: _from_published(name, state[names[name]], model) for name in names})
+    return model, LoadReport(config, num_classes, tuple(sorted(names.values())), tuple(left))
+
+
+def _from_published(name: str, value: Tensor, model: torch.nn.Module) -> Tensor:
+    own = model.state_dict()[name]
+    if name.endswith("patch_embed.weight"):
+        value = value.permute(0, 2, 3, 1)
+    if value.numel() != own.numel():
+        shapes = f"shape {tuple(value.shape)}, which does not fit {tuple(own.shape)}"
+        raise ValueError(f"{published_name(name)} has {shapes}")
+    return value.reshape(own.shape)
+
+
+def to_published(model: AudioVisualMAE | AudioVisualClassifier) -> dict[str, Tensor]:
+    """The model's state in the published names (with ``module.``), shapes and completeness.
+
+    The norms that the published model has and never uses are written as freshly initialised, so that its own
+    strict loading takes the result.
+    """
+    config, state = model.config, {}
+    for name, value in model.state_dict().items():
+        value = value.detach().float().cpu()
+        if name.endswith("patch_embed.weight"):
+            size = config.patch_size
+            value = value.reshape(len(value), size, size, -1).permute(0, 3, 1, 2)
+        elif "pos_embed" in name:
+            value = value[None]
+        elif name.endswith("mask_token") or "modality_embed" in name:
+            value = value[None, None]
+        state[published_name(name)] = value.contiguous()
+    for name in [
+        name for name in state if re.fullmatch(r"(blocks_[av]|decoder_blocks)\.\d+\.norm[12]\.\w+", name)
+    ]:
+        block, norm, kind = name.rsplit(".", 2)
+        for letter in _LETTERS.values():
+            fill = torch.ones_like if kind == "weight" else torch.zeros_like
+            state[f"{block}.{norm}_{letter}.{kind}"] = fill(state[name])
+    return {_PREFIX + name: value for name, value in state.items()}

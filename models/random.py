@@ -1,0 +1,59 @@
+"""Random numbers that belong to a sample, not to a device, rank or moment.
+
+A counter hash: value n of a stream is SplitMix64 (Steele, Lea and Flood 2014) at counter n, from a key made
+of the sample's seed and the stream. Integer arithmetic only, so the numbers are the same on every device, in
+a batch or alone, and there is no state to keep.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+# The constants of SplitMix64, as signed 64-bit integers.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX2 = 0x94D049BB133111EB - (1 << 64)
+
+
+class Stream(IntEnum):
+    """What a sample's random numbers are for; each use has a stream of its own."""
+
+    MASK_AUDIO = 1
+    MASK_VISUAL = 2
+    FBANK_NOISE = 3
+    FBANK_NOISE_LEVEL = 4
+    FBANK_ROLL = 5
+    FRAME_CHOICE = 6
+
+
+def _shift_xor(x: Tensor, bits: int) -> Tensor:
+    # torch's >> copies the sign; the mask makes it a logical shift.
+    return x ^ ((x >> bits) & ((1 << (64 - bits)) - 1))
+
+
+def _mix(x: Tensor) -> Tensor:
+    """SplitMix64's finaliser: a bijection in which every input bit reaches every output bit."""
+    x = _shift_xor(x, 30) * _MIX1
+    x = _shift_xor(x, 27) * _MIX2
+    return _shift_xor(x, 31)
+
+
+def uniform(seeds: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
+    """Uniform numbers in [0, 1), multiples of 2^-24.
+
+    Args:
+        seeds: (B,) int64, one for each sample.
+        stream: What the numbers are for; streams of one seed are independent.
+        shape: Shape of one sample's numbers.
+
+    Returns:
+        (B, *shape) float32 on the device of the seeds.
+    """
+    key = _mix(_mix(seeds + _GOLDEN) + stream * 0x632BE59BD9B4E019)[:, None]
+    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
+    bits = _mix(key + counter * _GOLDEN)
+    return (((bits >> 40) & 0xFFFFFF).float() * 2.0**-24).reshape(len(seeds), *shape)
