@@ -6,8 +6,8 @@ How it is fast, and still exact:
   kept (a clip's worth of them, a few megabytes) until the true times of all frames are known.
 * Then only what the chosen frames depend on is decoded: groups of pictures that hold none of them are passed
   over, nothing after the last of them is decoded, and in H.264, pictures that no other refers to are skipped
-  unless they were chosen. What is delivered is bit-identical to a full decode; where a file does not keep what
-  it promises (a chosen frame fails to come out), all is decoded and the choice is made among what came.
+  unless they were chosen. What is delivered is bit-identical to a full decode; where a file does not keep
+  what it promises (a chosen frame fails to come out), all is decoded and the choice is made among what came.
 * Only chosen frames are converted and scaled. One thread: clips are prepared in parallel, one a process.
 
 How it is exact in time: sound and picture are placed by their presentation times (edit lists, late streams,
@@ -36,7 +36,9 @@ from av.stream import Disposition
 
 Reason = Literal["missing", "undecodable", "no_audio", "no_video", "outside"]
 
-SEEK_MARGIN_SECONDS = 0.25  # sound decoded before the segment: overlapping transforms settle (Opus: 80 ms)
+# How far before a segment reading begins; the next where a format's seeking is coarse (MPEG-TS) or frames after
+# it cannot be decoded yet (intra refresh). The first lets overlapping sound transforms settle (Opus: 80 ms).
+SEEK_MARGINS_SECONDS = (0.25, 10.0, 60.0)
 JITTER_SECONDS = 0.02  # sound timestamps this close to where the samples end are rounding, not a gap
 INTERLEAVE_SECONDS = 10.0  # how far one stream may run ahead of the other in the file
 TRUNCATION_SECONDS = 0.25  # less than this missing at the end is a muxer's rounding
@@ -143,20 +145,33 @@ def read_media(
         raise ValueError(f"a segment needs 0 <= start < end, got start {start} and end {end}")
     indices = range(settings.num_frames) if frame_indices is None else frame_indices
     with _opened(source) as container:
-        reading = _Reading(container, begin, end, settings)
-        reading.demux()
-        waveform = reading.sound.resampled(settings.sample_rate)
-        picture = reading.picture
-        times = picture.spread(begin, begin + len(waveform) / settings.sample_rate, settings.num_frames)
-        chosen = picture.frames_at([times[i] for i in indices])
-        return MediaClip(
-            waveform=waveform,
-            sample_rate=settings.sample_rate,
-            frames=[_upright_rgb(frame, settings.shorter_side, picture.pixel_aspect) for frame in chosen],
-            frame_times=[round(picture.seconds(frame) - begin, 6) for frame in chosen],
-            start=begin,
-            truncated=reading.truncated(),
-        )
+        for margin in SEEK_MARGINS_SECONDS:
+            reading = _Reading(container, begin, end, settings)
+            reading.demux(margin)
+            last = margin >= begin or margin == SEEK_MARGINS_SECONDS[-1]
+            if not last and not reading.picture.starts_by(begin):
+                continue
+            clip = _clip(reading, begin, settings, indices)
+            if last or reading.picture.exact:
+                return clip
+    raise AssertionError("the last margin always gives a clip or an error")
+
+
+def _clip(
+    reading: _Reading, begin: float, settings: MediaSettings, frame_indices: Sequence[int]
+) -> MediaClip:
+    picture = reading.picture
+    waveform = reading.sound.resampled(settings.sample_rate)
+    times = picture.spread(begin, begin + len(waveform) / settings.sample_rate, settings.num_frames)
+    chosen = picture.frames_at([times[i] for i in frame_indices])
+    return MediaClip(
+        waveform=waveform,
+        sample_rate=settings.sample_rate,
+        frames=[_upright_rgb(frame, settings.shorter_side, picture.pixel_aspect) for frame in chosen],
+        frame_times=[round(picture.seconds(frame) - begin, 6) for frame in chosen],
+        start=begin,
+        truncated=reading.truncated(),
+    )
 
 
 @contextmanager
@@ -267,9 +282,9 @@ class _Picture:
     origin: float
     packets: list[av.Packet] = field(default_factory=list)
     damaged: bool = False
+    exact: bool = True  # whether the frames on display by the file's time stamps are those that came
 
     def __post_init__(self):
-        self.stream.codec_context.thread_count = 1
         self.tick = float(self.stream.time_base or 0)
         aspect = self.stream.sample_aspect_ratio
         self.pixel_aspect = float(aspect) if aspect else 1.0
@@ -278,6 +293,11 @@ class _Picture:
         """When a frame or packet is presented, in seconds from the file's first presentation time."""
         pts = item.pts if item.pts is not None else item.dts
         return (pts or 0) * self.tick - self.origin
+
+    def starts_by(self, begin: float) -> bool:
+        """Whether the first picture that stands for itself comes no later than ``begin`` seconds."""
+        first = next((packet for packet in self.packets if packet.is_keyframe), None)
+        return first is not None and self.seconds(first) <= begin
 
     def extent(self) -> tuple[float, float]:
         """Time of the first frame, and of the last frame's end. The packets must hold one frame at least."""
@@ -310,6 +330,7 @@ class _Picture:
             chosen = self._on_display(self._decode(self._runs(set(wanted)), set(wanted)), times)
             if [frame.pts for frame in chosen] == wanted:
                 return chosen
+        self.exact = False
         self.stream.codec_context.flush_buffers()
         chosen = self._on_display(self._decode([self.packets], None), times)
         if not chosen:
@@ -380,6 +401,8 @@ class _Reading:
             raise MediaError("no_video", "the file has no video stream")
         if not container.streams.audio:
             raise MediaError("no_audio", "the file has no audio stream")
+        if not videos[0].codec_context.is_open:
+            videos[0].codec_context.thread_count = 1
         self.audio = container.streams.audio[0]
         self.picture = _Picture(videos[0], self.origin)
         rate = self.audio.codec_context.sample_rate
@@ -390,12 +413,12 @@ class _Reading:
         self.damaged = False
         self.read_until = [begin, begin]  # of picture and sound
 
-    def demux(self) -> None:
-        """Decodes the segment's sound and collects its picture's packets."""
+    def demux(self, margin: float) -> None:
+        """Decodes the segment's sound and collects its picture's packets, from ``margin`` seconds before it."""
         duration = self.container.duration
         if duration is not None and self.begin >= duration / av.time_base:
             raise MediaError("outside", f"starts at {self.begin} s of {duration / av.time_base:.3f} s")
-        self._seek()
+        self._seek(self.begin - margin)
         limit = math.inf if self.end is None else self.end
         try:
             for packet in self.container.demux(self.picture.stream, self.audio):
@@ -409,12 +432,13 @@ class _Reading:
         if declared is not None:
             self.sound.cut(declared - self.begin)
 
-    def _seek(self) -> None:
-        """Goes to the last keyframe before the segment, or leaves the file at its beginning."""
-        target = self.begin - SEEK_MARGIN_SECONDS
-        if target > 0:
-            offset = int((target + self.origin) / self.picture.tick)
+    def _seek(self, target: float) -> None:
+        """Goes to the last keyframe before ``target`` seconds; at the file's beginning it stays there."""
+        if self.begin > 0:
+            offset = int((max(target, 0.0) + self.origin) / self.picture.tick)
             self.container.seek(offset, stream=self.picture.stream, backward=True)
+            for stream in (self.picture.stream, self.audio):
+                stream.codec_context.flush_buffers()
 
     def _take(self, packet: av.Packet, limit: float) -> None:
         if not packet.size:
@@ -431,7 +455,7 @@ class _Reading:
             return
         if not is_sound:
             self.picture.packets.append(packet)
-        elif seconds is None or seconds > self.begin - SEEK_MARGIN_SECONDS - 1.0:
+        elif seconds is None or seconds > self.begin - SEEK_MARGINS_SECONDS[0] - 1.0:
             self._hear(packet)
 
     def _hear(self, packet: av.Packet | None) -> None:
@@ -474,7 +498,7 @@ def _upright_rgb(frame: av.VideoFrame, shorter_side: int, pixel_aspect: float) -
     if SideData.DISPLAYMATRIX not in side_data:
         return picture
     # 3 x 3, row by row, of which the upper left [[a, b], [c, d]] turn: x' = a x + c y, y' = b x + d y.
-    a, b, _, c, d = np.frombuffer(side_data[SideData.DISPLAYMATRIX], np.int32)[:5]
+    a, b, _, c, d = np.frombuffer(bytes(side_data[SideData.DISPLAYMATRIX]), np.int32)[:5]
     if abs(b) > abs(a):
         flips, picture = (b, c), picture.transpose(1, 0, 2)
     else:
