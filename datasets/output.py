@@ -1,0 +1,150 @@
+"""What ``datasets.prepare`` writes and shows: the shard in work, rejects, progress, summary."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datasets.index import INDEX_NAME, Reject, ShardIndex
+from datasets.journal import Progress, SplitJournal
+from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, write_atomically
+from datasets.sources import Task
+
+REJECTS_NAME = "rejects.csv"
+
+
+class OpenShard:
+    """The shard being written, and what to record when it is finished.
+
+    Args:
+        folder: Where the shards go.
+        journal: Where progress is recorded.
+        progress: What is finished so far; kept up to date.
+    """
+
+    def __init__(self, folder: Path, journal: SplitJournal, progress: Progress) -> None:
+        self._folder, self._journal, self._progress = folder, journal, progress
+        self._writer: ShardWriter | None = None
+        self._rejects: list[Reject] = []
+
+    @property
+    def size(self) -> int:
+        """Bytes so far."""
+        return self._writer.size if self._writer else 0
+
+    def add(self, task: Task, outcomes: Sequence[Sample | Reject]) -> int:
+        """Takes the results of a task; returns how many are rejects."""
+        progress = self._progress
+        progress.next_task += 1
+        rejects = [outcome for outcome in outcomes if isinstance(outcome, Reject)]
+        self._rejects += rejects
+        for sample in outcomes:
+            if isinstance(sample, Sample):
+                if self._writer is None:
+                    self._writer = ShardWriter(self._folder / SHARD_PATTERN.format(len(progress.shards)))
+                self._writer.write(sample)
+                progress.duration_seconds += sample.metadata["duration"]
+                for i in task.labels:
+                    progress.label_counts[i] += 1
+        return len(rejects)
+
+    def finish(self) -> str:
+        """Gives the shard its name and records everything up to here; returns a line that says so."""
+        if self._writer is not None:
+            self._progress.shards.append(self._writer.close())
+        self._journal.save(self._progress, self._rejects)
+        self._writer, self._rejects = None, []
+        shards = self._progress.shards
+        return (
+            f"{shards[-1].name}: {shards[-1].samples} clips, {shards[-1].bytes / 1e6:.1f} MB"
+            if shards
+            else ""
+        )
+
+    def discard(self) -> None:
+        """Removes a shard that was not finished."""
+        if self._writer is not None:
+            self._writer.discard()
+
+
+class ProgressBar:
+    """A bar on a terminal, a line for each shard elsewhere.
+
+    Args:
+        total: Number of inputs.
+        done: How many are done already.
+        rejected: Rejects so far.
+        folder: Where the shards go.
+    """
+
+    def __init__(self, total: int, done: int, rejected: int, folder: Path) -> None:
+        self._rejected = rejected
+        self._bar = tqdm(
+            total=total, initial=done, unit=" clips", desc=str(folder), disable=None, smoothing=0.05
+        )
+        self._total, self._done, self._first, self._started = total, done, done, time.monotonic()
+
+    def advance(self, rejected: int) -> None:
+        """Counts one input, and the rejects it gave."""
+        self._done += 1
+        self._rejected += rejected
+        self._bar.set_postfix(rejects=self._rejected, refresh=False)
+        self._bar.update()
+
+    def note(self, line: str) -> None:
+        """Says what was finished, where there is no bar."""
+        if self._bar.disable and line:
+            rate = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
+            left = (self._total - self._done) / rate / 60 if rate else 0.0
+            print(
+                f"{line}; {self._done} of {self._total} inputs, {self._rejected} rejects, "
+                f"{rate:.1f} clips/s, {left:.0f} min left",
+                flush=True,
+            )
+
+    def __enter__(self) -> ProgressBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+
+def write_rejects(folder: Path, rejects: Sequence[Reject]) -> None:
+    """Writes ``rejects.csv``."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["source", "reason", "detail"])
+    writer.writerows([reject.source, reject.reason, reject.detail] for reject in rejects)
+    write_atomically(folder / REJECTS_NAME, text.getvalue().encode())
+
+
+def finished_sets(out: Path) -> list[Path]:
+    """Folders with an index: ``out`` itself, or its splits."""
+    if (out / INDEX_NAME).is_file():
+        return [out]
+    return sorted(path.parent for path in out.glob(f"*/{INDEX_NAME}"))
+
+
+def summary(folder: Path, index: ShardIndex) -> str:
+    """What came out, in a few lines."""
+    present = sum(label.count > 0 for label in index.labels)
+    lines = [
+        f"{folder}: {index.samples} clips, {index.duration_seconds / 3600:.2f} h, "
+        f"{len(index.shards)} shards, {index.bytes / 1e6:.1f} MB"
+        + (f", {present} of {len(index.labels)} classes" if index.labels else "")
+    ]
+    if index.fbank is not None:
+        lines.append(
+            f"  fbank mean {index.fbank.mean:.4f}, std {index.fbank.std:.4f} ({index.fbank.clips} clips)"
+        )
+    counts = Counter(reject.reason for reject in index.rejects).most_common()
+    if counts:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
+        lines.append(f"  rejected {len(index.rejects)}: {reasons} (see {REJECTS_NAME})")
+    return "\n".join(lines)

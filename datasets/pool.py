@@ -1,0 +1,193 @@
+"""Work spread over processes, with results in the order of the work.
+
+Decoders are native code fed with files from anywhere; now and then one ends the process it runs in, or never
+comes back. The standard pools then hang, or give up all work in flight without saying which item it was. Here
+each worker holds one item at a time, so the item is known: it is tried once more in a fresh process (the
+first may have ended because the system ran short of memory), and then answered with a ``Failure``.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+_AHEAD = 4  # items in flight or waiting for an earlier one, per worker: what bounds memory
+
+
+class Failure(NamedTuple):
+    """Stands in for the result of an item that no process came back from.
+
+    Attributes:
+        reason: ``worker_died`` or ``timed_out``.
+        detail: What was seen.
+    """
+
+    reason: str
+    detail: str
+
+
+class WorkerError(RuntimeError):
+    """The function raised in a worker, whose traceback the message holds, or a worker could not start."""
+
+
+def map_in_order(
+    function: Callable[[T], R], items: Iterable[T], num_workers: int, timeout: float = float("inf")
+) -> Generator[tuple[T, R | Failure], None, None]:
+    """Applies ``function`` to each item in worker processes.
+
+    Args:
+        function: A picklable callable.
+        items: Read as needed; no more than a few per worker are held at a time.
+        num_workers: Number of processes, at least 1.
+        timeout: Seconds after which a process that works on one item is ended.
+
+    Yields:
+        Each item with its result, in the order of the items.
+
+    Raises:
+        WorkerError: The function raised, or a worker could not start.
+    """
+    pool = _Pool(function, num_workers, timeout)
+    try:
+        yield from pool.map(items)
+    finally:
+        pool.stop()
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    connection: Connection
+    ready: bool = False
+    job: int | None = None  # number of the item it works on
+    since: float = 0.0
+
+    def stop(self) -> int:
+        """Ends the process and returns its exit code."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+        return self.process.exitcode or 0
+
+
+class _Pool:
+    def __init__(self, function: Callable[[Any], Any], num_workers: int, timeout: float) -> None:
+        self._function = function
+        self._timeout = timeout
+        self._context = multiprocessing.get_context("forkserver")
+        # Imported once and shared by all workers, rather than once in each.
+        self._context.set_forkserver_preload(["datasets.encode", "datasets.fbank"])
+        self._items: dict[int, Any] = {}  # handed out and not yet yielded, by number
+        self._results: dict[int, Any] = {}
+        self._again: list[int] = []  # items whose first worker died
+        self._retried: set[int] = set()
+        self._workers = [self._start() for _ in range(num_workers)]
+
+    def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+        source, next_out = enumerate(items), 0
+        while True:
+            while next_out in self._results:
+                yield self._items.pop(next_out), self._results.pop(next_out)
+                next_out += 1
+            exhausted = self._hand_out(source)
+            if exhausted and not self._items:
+                return
+            self._collect()
+
+    def stop(self) -> None:
+        for worker in self._workers:
+            worker.stop()
+
+    def _start(self) -> _Worker:
+        ours, theirs = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(theirs, self._function), daemon=True)
+        process.start()
+        theirs.close()  # so that the worker's end alone keeps the pipe open
+        return _Worker(process, ours)
+
+    def _hand_out(self, source: Iterator[tuple[int, Any]]) -> bool:
+        """Gives every idle worker an item; returns whether there are no more."""
+        for worker in self._workers:
+            if not worker.ready or worker.job is not None:
+                continue
+            if self._again:
+                worker.job = self._again.pop()
+            elif len(self._items) < _AHEAD * len(self._workers):
+                entry = next(source, None)
+                if entry is None:
+                    return True
+                worker.job, self._items[entry[0]] = entry
+            else:
+                continue
+            worker.since = time.monotonic()
+            with suppress(OSError):  # it died while idle; _collect sees that on the same connection
+                worker.connection.send(self._items[worker.job])
+        return False
+
+    def _collect(self) -> None:
+        """Waits until a worker says something, dies, or has taken too long."""
+        started = [worker.since for worker in self._workers if worker.job is not None]
+        patience = max(0.0, min(started, default=time.monotonic()) + self._timeout - time.monotonic())
+        heard = wait(
+            [worker.connection for worker in self._workers], None if patience == float("inf") else patience
+        )
+        for i, worker in enumerate(self._workers):
+            if worker.connection in heard:
+                try:
+                    kind, value = worker.connection.recv()
+                except (EOFError, OSError):
+                    self._bury(worker)
+                    self._workers[i] = self._start()
+                    continue
+                if kind == "error":
+                    raise WorkerError(f"a worker failed on {self._items.get(worker.job or 0)!r}:\n{value}")
+                if worker.job is not None:
+                    self._results[worker.job] = value
+                worker.ready, worker.job = True, None
+            elif worker.job is not None and time.monotonic() - worker.since > self._timeout:
+                worker.stop()
+                self._results[worker.job] = Failure("timed_out", f"took more than {self._timeout:g} s")
+                self._workers[i] = self._start()
+
+    def _bury(self, worker: _Worker) -> None:
+        worker.process.join(timeout=5)  # its exit code, rather than that of our own kill
+        code = worker.stop()
+        if not worker.ready:
+            raise WorkerError(f"a worker process ended with code {code} before it could start")
+        if worker.job is None:
+            return
+        if worker.job in self._retried:
+            how = signal.Signals(-code).name if code < 0 else f"code {code}"
+            self._results[worker.job] = Failure(
+                "worker_died", f"the process that decoded it ended with {how}, twice"
+            )
+        else:
+            self._retried.add(worker.job)
+            self._again.append(worker.job)
+
+
+def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
+    """A worker's life: answers items until the other end is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    try:
+        connection.send(("ready", None))
+        while True:
+            item = connection.recv()
+            try:
+                answer = ("done", function(item))
+            except Exception:  # whatever it is, it is reported by the parent, and ends the run
+                answer = ("error", traceback.format_exc())
+            connection.send(answer)
+    except (EOFError, OSError):
+        return  # the parent is gone
