@@ -53,7 +53,7 @@ def uniform(seeds: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
     Returns:
         (B, *shape) float32 on the device of the seeds.
     """
-    key = _mix(_mix(seeds + _GOLDEN) + stream * 0x632BE59BD9B4E019)[:, None]
+    key = _mix(_mix(seeds + _GOLDEN) + stream)[:, None]
     counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
     bits = _mix(key + counter * _GOLDEN)
     return (((bits >> 40) & 0xFFFFFF).float() * 2.0**-24).reshape(len(seeds), *shape)
