@@ -143,8 +143,13 @@ def summary(folder: Path, index: ShardIndex) -> str:
         lines.append(
             f"  fbank mean {index.fbank.mean:.4f}, std {index.fbank.std:.4f} ({index.fbank.clips} clips)"
         )
-    counts = Counter(reject.reason for reject in index.rejects).most_common()
-    if counts:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
-        lines.append(f"  rejected {len(index.rejects)}: {reasons} (see {REJECTS_NAME})")
+    if index.rejects:
+        lines.append(count_reasons(index.rejects))
     return "\n".join(lines)
+
+
+def count_reasons(rejects: Sequence[Reject]) -> str:
+    """A line with the number of rejects for each reason."""
+    counts = Counter(reject.reason for reject in rejects).most_common()
+    reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
+    return f"  rejected {len(rejects)}: {reasons} (see {REJECTS_NAME})"

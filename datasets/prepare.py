@@ -17,7 +17,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -30,7 +29,15 @@ from datasets.fbank import measure_fbank
 from datasets.index import INDEX_NAME, Reject, ShardIndex, build_table
 from datasets.journal import Job, PrepareError, Progress, SplitJournal, compare_settings, forget
 from datasets.labels import LabelFileError, Vocabulary, read_classes, read_label_file, vocabulary_of
-from datasets.output import REJECTS_NAME, OpenShard, ProgressBar, finished_sets, summary, write_rejects
+from datasets.output import (
+    REJECTS_NAME,
+    OpenShard,
+    ProgressBar,
+    count_reasons,
+    finished_sets,
+    summary,
+    write_rejects,
+)
 from datasets.pool import Failure, map_in_order
 from datasets.shards import TEMPORARY_SUFFIX, ShardError
 from datasets.sources import (
@@ -104,7 +111,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
 
     Raises:
         PrepareError: The source is missing or empty, no clip is usable, or ``out`` was begun with other
-        settings. LabelFileError: The label file can't be used.
+            settings.
+        LabelFileError: The label file can't be used.
         OSError: The disk is full or fails. Starting again goes on after the last finished shard.
     """
     out = Path(config.out)
@@ -114,15 +122,15 @@ def prepare(config: PrepareConfig) -> list[Path]:
         job = _begin(config, out, settings)
     else:
         compare_settings(settings, job.settings, out)
-    folders = []
     for split in job.splits:
         folder = out / split if split else out
         if (folder / INDEX_NAME).is_file():
             print(f"already complete: {summary(folder, ShardIndex.load(folder))}", flush=True)
         else:
             _make_split(config, job, out, split)
-        folders.append(folder)
     forget(out)
+    if not (folders := finished_sets(out)):
+        raise PrepareError(f"no clip of {config.source} could be used; see why in {REJECTS_NAME} in {out}")
     return folders
 
 
@@ -231,13 +239,8 @@ def _make_split(config: PrepareConfig, job: Job, out: Path, split: str | None) -
     rejects = journal.rejects()
     write_rejects(folder, rejects)
     if not progress.shards:
-        forget(out)  # so that other settings can be tried
-        reasons = ", ".join(
-            f"{reason} {count}" for reason, count in Counter(r.reason for r in rejects).most_common()
-        )
-        raise PrepareError(
-            f"no clip for {folder} could be used ({reasons or 'none was listed'}); see {REJECTS_NAME}"
-        )
+        print(f"{folder}: no clip could be used\n{count_reasons(rejects)}", flush=True)
+        return
     index = ShardIndex(
         shards=tuple(progress.shards),
         labels=tuple(
