@@ -36,8 +36,8 @@ from av.stream import Disposition
 
 Reason = Literal["missing", "undecodable", "no_audio", "no_video", "outside"]
 
-# How far before a segment reading begins; the next where a format's seeking is coarse (MPEG-TS) or frames after
-# it cannot be decoded yet (intra refresh). The first lets overlapping sound transforms settle (Opus: 80 ms).
+# How far before a segment reading begins; the next where a format's seeking is coarse (MPEG-TS) or the frames
+# there cannot be decoded yet (intra refresh). The first lets overlapping sound transforms settle.
 SEEK_MARGINS_SECONDS = (0.25, 10.0, 60.0)
 JITTER_SECONDS = 0.02  # sound timestamps this close to where the samples end are rounding, not a gap
 INTERLEAVE_SECONDS = 10.0  # how far one stream may run ahead of the other in the file
@@ -414,7 +414,7 @@ class _Reading:
         self.read_until = [begin, begin]  # of picture and sound
 
     def demux(self, margin: float) -> None:
-        """Decodes the segment's sound and collects its picture's packets, from ``margin`` seconds before it."""
+        """Decodes the segment's sound and collects its picture's packets; starts ``margin`` s before it."""
         duration = self.container.duration
         if duration is not None and self.begin >= duration / av.time_base:
             raise MediaError("outside", f"starts at {self.begin} s of {duration / av.time_base:.3f} s")
