@@ -1,7 +1,7 @@
 """What travels from the reader to the model: one clip, a batch of clips, and what could not be read.
 
-Shape legend, used throughout: ``B`` batch, ``S`` waveform samples, ``T F`` fbank frames and mel bins, ``N`` video
-frames, ``C H W`` picture, ``L`` tokens, ``K`` kept tokens, ``D`` width.
+Shape legend, used throughout: ``B`` batch, ``S`` waveform samples, ``T F`` fbank frames and mel bins, ``N``
+video frames, ``C H W`` picture, ``L`` tokens, ``K`` kept tokens, ``D`` width.
 """
 
 from __future__ import annotations
@@ -100,39 +100,105 @@ class AVBatch:
 
     def _map(self, function) -> AVBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{name: function(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+        return replace(
+            self, **{name: function(value) for name, value in tensors.items() if isinstance(value, Tensor)}
+        )
 
 
-def collate(clips: Sequence[Clip], num_samples: int, num_classes: int) -> AVBatch:
+def collate(items: Sequence[Clip | ReadFailure], num_samples: int, num_classes: int) -> AVBatch:
     """Joins clips into a batch.
 
     Args:
-        clips: B clips, all with or all without sound, all with or all without frames of one shape.
+        items: Clips, all with or all without sound, all with or all without frames of one shape; and, in an
+            evaluation, failures of clips that are left out. If nothing but failures is left, so is a batch of
+            length 0 with neither sound nor frames.
         num_samples: S, the length to which waveforms are zero-padded or cut.
         num_classes: Width of the multi-hot labels; 0 for a set without labels.
+
+    Raises:
+        ValueError: The clips have different numbers of frames.
     """
-    waveform = lengths = frames = labels = None
-    if clips[0].waveform is not None:
-        waveform = torch.zeros(len(clips), num_samples, dtype=torch.int16)
-        lengths = torch.zeros(len(clips), dtype=torch.int64)
-        for i, clip in enumerate(clips):
-            assert clip.waveform is not None
-            n = min(len(clip.waveform), num_samples)
-            waveform[i, :n] = clip.waveform[:n]
-            lengths[i] = n
-    if clips[0].frames is not None:
-        frames = torch.stack([clip.frames for clip in clips if clip.frames is not None])
-    if num_classes:
-        labels = torch.zeros(len(clips), num_classes)
-        for i, clip in enumerate(clips):
-            labels[i, list(clip.labels)] = 1.0
+    clips = [item for item in items if isinstance(item, Clip)]
+    failures = [item for item in items if isinstance(item, ReadFailure)]
+    waveform, lengths = _pad([clip.waveform for clip in clips if clip.waveform is not None], num_samples)
     return AVBatch(
         ids=[clip.id for clip in clips],
-        rows=torch.tensor([clip.row for clip in clips]),
-        seeds=torch.tensor([clip.seed for clip in clips]),
+        rows=torch.tensor([clip.row for clip in clips], dtype=torch.int64),
+        seeds=torch.tensor([clip.seed for clip in clips], dtype=torch.int64),
         waveform=waveform,
         num_samples=lengths,
-        frames=frames,
-        labels=labels,
-        failures=[failure for clip in clips for failure in clip.failures],
+        frames=_stack_frames(clips),
+        labels=_multi_hot(clips, num_classes) if num_classes else None,
+        failures=failures + [failure for clip in clips for failure in clip.failures],
     )
+
+
+def _pad(waveforms: Sequence[Tensor], num_samples: int) -> tuple[Tensor | None, Tensor | None]:
+    if not waveforms:
+        return None, None
+    padded = torch.zeros(len(waveforms), num_samples, dtype=torch.int16)
+    for row, waveform in zip(padded, waveforms, strict=True):
+        row[: len(waveform)] = waveform[:num_samples]
+    return padded, torch.tensor([min(len(waveform), num_samples) for waveform in waveforms])
+
+
+def _stack_frames(clips: Sequence[Clip]) -> Tensor | None:
+    frames = {clip.id: clip.frames for clip in clips if clip.frames is not None}
+    stored = [clip.frames for clip in clips if clip.frames is not None]
+    if len({tuple(tensor.shape) for tensor in stored}) > 1:
+        counts = ", ".join(f"{name}: {len(tensor)}" for name, tensor in list(frames.items())[:8])
+        raise ValueError(
+            f"clips of one batch have different numbers of frames ({counts}); choose a fixed number"
+        )
+    return torch.stack(stored) if stored else None
+
+
+def _multi_hot(clips: Sequence[Clip], num_classes: int) -> Tensor:
+    labels = torch.zeros(len(clips), num_classes)
+    for row, clip in zip(labels, clips, strict=True):
+        row[list(clip.labels)] = 1.0
+    return labels
+
+
+class TooManyFailuresError(ValueError):
+    """More clips can't be read than the budget allows."""
+
+
+@dataclass
+class FailureBudget:
+    """Counts clips that could not be read, and stops a run in which they are too many.
+
+    A rank counts its own batches; sum ``seen`` and ``failed`` over the ranks to judge all of them together.
+
+    Attributes:
+        max_fraction: Share of the clips seen that may fail.
+        grace: Until this many clips are seen, as many may fail as are allowed in ``grace`` clips.
+        seen: Clips asked for so far.
+        failed: Clips that could not be read so far, each time they came up.
+        named: The latest of them, one of each id, for the error.
+    """
+
+    max_fraction: float
+    grace: int = 1000
+    seen: int = 0
+    failed: int = 0
+    named: dict[str, ReadFailure] = field(default_factory=dict)
+
+    def count(self, batch: AVBatch) -> list[ReadFailure]:
+        """Counts a batch; returns those of its failures whose clip was not named yet, for the log."""
+        self.seen += len(batch) + len(batch.failures)
+        self.failed += len(batch.failures)
+        new = {failure.id: failure for failure in batch.failures if failure.id not in self.named}
+        self.named.update(new)
+        return list(new.values())
+
+    def check(self) -> None:
+        """Raises ``TooManyFailuresError`` if more failed than ``max_fraction`` allows."""
+        allowed = self.max_fraction * max(self.seen, self.grace)
+        if self.failed > allowed:
+            latest = "; ".join(f"{f.id} in {f.shard}: {f.reason}" for f in list(self.named.values())[-5:])
+            raise TooManyFailuresError(
+                f"{self.failed} of {self.seen} clips could not be read, more than max_bad_fraction "
+                f"{self.max_fraction:g} allows. Check the shards with: python -m datasets.check FOLDER. "
+                f"The latest: {latest}"
+            )

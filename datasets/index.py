@@ -118,17 +118,17 @@ class ShardIndex:
         path = folder / INDEX_NAME
         if not path.is_file():
             raise ShardError(_missing_index(folder))
-        return cls.parse(path.read_bytes(), str(path))
+        return cls.load_file(path, str(path))
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> ShardIndex:
-        """The index in the bytes of an ``index.json`` that came from ``where``.
+    def load_file(cls, path: Path, where: str) -> ShardIndex:
+        """Reads an index file that came from ``where``.
 
         Raises:
-            ShardError: The bytes are no such index, or one of a version not known here.
+            ShardError: It is no such index, or one of a version not known here.
         """
         try:
-            content = json.loads(data)
+            content = json.loads(path.read_bytes())
             if content.get("format") != FORMAT:
                 raise ShardError(f'{where} is no index of shards: "format" is not "{FORMAT}"')
             if content["version"] != VERSION:
@@ -204,15 +204,24 @@ def check_shards(folder: Path, index: ShardIndex) -> None:
         ShardError: Names the first shard that differs, with both sizes.
     """
     for shard in index.shards:
-        path = folder / shard.name
-        if not path.is_file():
-            raise ShardError(f"shard {path} is in the index but not there")
+        check_size(folder / shard.name, shard)
+
+
+def check_size(path: Path, shard: ShardInfo) -> None:
+    """Checks that a shard is there and has the size that the index gives.
+
+    Raises:
+        ShardError: It is not so; names file, expected and found size.
+    """
+    try:
         found = path.stat().st_size
-        if found != shard.bytes:
-            raise ShardError(
-                f"shard {path} has {found} bytes, the index says {shard.bytes}: it was cut or changed. "
-                f"Bring it back, or index the folder anew: python -m datasets.index {folder} --overwrite"
-            )
+    except OSError as error:
+        raise ShardError(f"shard {path} is in the index but can't be opened: {error.strerror}") from error
+    if found != shard.bytes:
+        raise ShardError(
+            f"shard {path} has {found} bytes, the index says {shard.bytes}: it was cut or changed. Bring it "
+            f"back, or index the folder anew: python -m datasets.index {path.parent} --overwrite"
+        )
 
 
 def _compare(path: Path, expected: ShardInfo, found: ShardInfo) -> None:
