@@ -1,0 +1,113 @@
+"""The config of a run: everything in one place, parsed strictly.
+
+``--config file.yaml`` and then dotted overrides, ``--train.steps 10``, ``--train.steps=10`` or ``train.steps=10``.
+Unknown keys, wrong types and impossible combinations are errors that name the key. ``--print_config`` shows the
+result.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+from jsonargparse import ArgumentParser
+
+from datasets.loader import DataConfig
+from engine.objectives.cav_mae import CavMaeConfig
+from engine.optimizer import OptimizerConfig
+from engine.schedule import ScheduleConfig
+from engine.trainer import TrainConfig
+from models import FbankConfig, ModelConfig
+
+T = TypeVar("T")
+_OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """A pretraining run.
+
+    Attributes:
+        data: Training and validation shards, and how they are read.
+        output_dir: The run's folder. A run that is there already is resumed.
+        seed: Weights, order of clips, frames, masks and augmentation derive from it.
+        init: Weights to begin with: a run, a checkpoint or a safetensors file of the same model; null draws them.
+        model: The model's size.
+        fbank: The spectrogram's settings; its length and bins must be the model's.
+        objective: The losses.
+        optimizer: Adam's settings.
+        schedule: The learning rate's.
+        train: Steps, batch, precision, intervals.
+    """
+
+    data: DataConfig
+    output_dir: str = "runs/pretrain"
+    seed: int = 0
+    init: str | None = None
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fbank: FbankConfig = field(default_factory=FbankConfig)
+    objective: CavMaeConfig = field(default_factory=CavMaeConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    def __post_init__(self) -> None:
+        if self.fbank.target_length != self.model.audio_length:
+            raise ValueError(
+                f"fbank.target_length is {self.fbank.target_length} and model.audio_length {self.model.audio_length}: "
+                "they are the same length and must be equal"
+            )
+        if self.fbank.num_mel_bins != self.model.num_mel_bins:
+            raise ValueError(
+                f"fbank.num_mel_bins is {self.fbank.num_mel_bins} and model.num_mel_bins {self.model.num_mel_bins}: "
+                "they must be equal"
+            )
+
+
+def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> tuple[T, str]:
+    """Reads a config of dataclass ``kind`` from a command line; ends the program with a message where it is wrong.
+
+    Args:
+        kind: The dataclass.
+        program: The program's name, for its help.
+        arguments: The command line; None is this process's own.
+
+    Returns:
+        The config, and the same as YAML.
+    """
+    parser = _Parser(prog=program, description=(kind.__doc__ or "").splitlines()[0])
+    parser.add_argument("--config", action="config", help="a YAML file with the keys below")
+    parser.add_class_arguments(kind, fail_untyped=True, sub_configs=False)
+    for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):
+        parser.link_arguments(f"model.{source}", f"fbank.{target}")
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parsed = parser.parse_args([f"--{word}" if _OVERRIDE.match(word) else word for word in given])
+    text = parser.dump(parsed, skip_none=False, skip_link_targets=False)
+    parsed.pop("config", None)
+    try:
+        return kind(**vars(parser.instantiate_classes(parsed))), text
+    except ValueError as error:
+        parser.error(str(error))
+
+
+class _Parser(ArgumentParser):
+    """Errors in a line or two, without the page of usage, and with the key that was probably meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        words = re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'", message)
+        known = [action.dest for action in self._actions]
+        for word in ("".join(match) for match in words):
+            near = difflib.get_close_matches(word, known, n=2) if word not in known else []
+            message += f"\n  did you mean {' or '.join(near)}?" if near else ""
+        self.exit(2, f"{self.prog}: error: {message}\n  {self.prog} --help lists the keys\n")
+
+
+def save_config(run: Path, text: str) -> None:
+    """Writes the resolved config into the run's folder."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "config.yaml").write_text(text)

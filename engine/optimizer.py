@@ -1,0 +1,96 @@
+"""The optimizer: its parameter groups, and the gradient norm and clipping that need no look at the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam's settings.
+
+    Attributes:
+        lr: Peak learning rate for the global batch.
+        betas: Adam's two decay rates.
+        eps: Adam's ε.
+        weight_decay: On matrices only; norms, biases and embeddings have none.
+        decoupled: True is AdamW; False is Adam with L2 regularisation, as published CAV-MAE has it.
+        clip_grad: Greatest norm of the whole gradient; None leaves it as it is.
+    """
+
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.95, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 5e-7
+    decoupled: bool = True
+    clip_grad: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0")
+        if self.clip_grad is not None and self.clip_grad <= 0:
+            raise ValueError(f"optimizer.clip_grad is {self.clip_grad}: it must be above 0, or null for none")
+
+
+def build_optimizer(
+    config: OptimizerConfig, module: nn.Module, no_weight_decay: set[str]
+) -> torch.optim.Optimizer:
+    """Adam over ``module`` in groups ``decay`` and ``no_decay``.
+
+    Args:
+        config: The settings.
+        module: Its parameters that require a gradient are optimised.
+        no_weight_decay: Names of parameters without decay, beside all vectors and scalars (norms and biases).
+    """
+    decay, no_decay = [], []
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            (no_decay if parameter.ndim <= 1 or name in no_weight_decay else decay).append(parameter)
+    groups = [
+        {"params": decay, "weight_decay": config.weight_decay, "name": "decay", "lr_scale": 1.0},
+        {"params": no_decay, "weight_decay": 0.0, "name": "no_decay", "lr_scale": 1.0},
+    ]
+    kind = torch.optim.AdamW if config.decoupled else torch.optim.Adam
+    fused = torch.cuda.is_available() or None
+    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:
+    """Sets every group's rate to ``lr`` times its own scale; returns them by group name."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
+    return {group["name"]: group["lr"] for group in optimizer.param_groups}
+
+
+@torch.no_grad()
+def clip_gradients(gradients: list[Tensor], max_norm: float | None, partitioned: bool) -> Tensor:
+    """Norm of the whole gradient; scales the gradients to at most ``max_norm``, in place.
+
+    A gradient with a non-finite norm is set to zero, so that the weights stay finite until the next log interval
+    finds out. Nothing here waits for the device.
+
+    Args:
+        gradients: This rank's gradients, already averaged over the ranks.
+        max_norm: Greatest norm, or None.
+        partitioned: Whether each rank holds another part of the gradient (ZeRO 1 and 2).
+
+    Returns:
+        () float32 norm before clipping, the same on every rank.
+    """
+    norms = torch._foreach_norm(gradients)
+    total = torch.stack([norm.float() for norm in norms]).square().sum()
+    if partitioned and dist.get_world_size() > 1:
+        dist.all_reduce(total)
+    norm = total.sqrt()
+    finite = torch.isfinite(norm)
+    scale = torch.ones_like(norm) if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
+    torch._foreach_mul_(gradients, torch.where(finite, scale, torch.zeros_like(scale)))
+    # 0 × inf is NaN: a non-finite gradient has to be replaced, not scaled.
+    for gradient in gradients:
+        gradient.masked_fill_(~finite, 0.0)
+    return norm

@@ -1,0 +1,41 @@
+"""Earsight's packages are plain top-level packages, run from the repository or installed with ``pip install -e .``.
+
+No wheel is published: ``datasets`` is also the name of a Hugging Face package. ``constraints.txt`` pins what the tests
+ran with.
+"""
+
+from setuptools import setup
+
+setup(
+    name="earsight",
+    version="0.1.0",
+    description="Distributed self-supervised audio-visual pretraining",
+    python_requires=">=3.11",
+    packages=["models", "engine", "engine.objectives", "datasets", "launch"],
+    py_modules=["main_pretrain", "main_finetune"],
+    install_requires=[
+        "torch>=2.11",
+        "torchaudio>=2.11",
+        "torchvision>=0.26",
+        "timm>=1.0",
+        "deepspeed>=0.19.8",
+        "webdataset>=1.0.2",
+        "einops",
+        "submitit>=1.5",
+        "tensorboard",
+        "av",
+        "soundfile",
+        "safetensors",
+        "jsonargparse[signatures]>=4.40",
+        "torchmetrics",
+        "scikit-learn",
+        "numpy",
+        "pillow",
+        "tqdm",
+        "pytest",
+    ],
+    extras_require={
+        "dev": ["pytest-timeout", "ruff", "pyright"],
+        "wandb": ["wandb"],
+    },
+)

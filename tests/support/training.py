@@ -1,0 +1,115 @@
+"""A small model, made-up batches and a trainer around them, for tests that need no shards."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from pathlib import Path
+
+import torch
+
+from datasets.batch import AVBatch
+from engine.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
+from engine.distributed import World, distributed
+from engine.objectives.base import Objective
+from engine.objectives.cav_mae import CavMae, CavMaeConfig
+from engine.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from engine.schedule import ScheduleConfig
+from engine.trainer import TrainConfig, Trainer, TrainingData
+from models import FbankConfig, ModelConfig, build_model
+
+NUM_CLIPS = 24
+
+
+def small_model_config(**overrides) -> ModelConfig:
+    sizes = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32, "embed_dim": 24, "num_heads": 2}
+    depths = {"modality_depth": 1, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
+    return ModelConfig(name="cav_mae_tiny", **(sizes | depths | overrides))
+
+
+def small_objective(seed: int = 0, **settings) -> CavMae:
+    torch.manual_seed(seed)
+    config = small_model_config()
+    fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    return CavMae(build_model(config), fbank, CavMaeConfig(**({"contrast_weight": 0.1} | settings)))
+
+
+def make_batch(rows: list[int]) -> AVBatch:
+    """Clips that are functions of their row: noise of their own, one frame."""
+    waveforms, frames = [], []
+    for row in rows:
+        generator = torch.Generator().manual_seed(row)
+        waveforms.append(torch.randint(-8000, 8000, (5600,), generator=generator, dtype=torch.int16))
+        frames.append(torch.randint(0, 256, (1, 3, 32, 32), generator=generator, dtype=torch.uint8))
+    return AVBatch(
+        ids=[f"clip{row}" for row in rows],
+        rows=torch.tensor(rows),
+        seeds=torch.tensor(rows) * 7919 + 1,
+        waveform=torch.stack(waveforms),
+        num_samples=torch.full((len(rows),), 5600),
+        frames=torch.stack(frames),
+    )
+
+
+def micro_batches(
+    rank: int, world_size: int, parallel: ParallelConfig, start_step: int, skipped: Collection[int]
+) -> Iterator[AVBatch]:
+    """The same global batches for every world size: rows in order, round and round."""
+    size, step = parallel.micro_batch_size(world_size), start_step
+    while True:
+        if step not in skipped:
+            for micro in range(parallel.accumulation_steps):
+                first = step * parallel.global_batch_size + (micro * world_size + rank) * size
+                yield make_batch([(first + i) % NUM_CLIPS for i in range(size)])
+        step += 1
+
+
+def make_trainer(
+    world: World,
+    run: Path,
+    train: TrainConfig,
+    optimizer: OptimizerConfig | None = None,
+    objective: Objective | None = None,
+    **options,
+) -> Trainer:
+    def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+        return micro_batches(world.rank, world.size, train.parallel, start_step, skipped)
+
+    return Trainer(
+        objective or small_objective(),
+        train,
+        optimizer or OptimizerConfig(lr=1e-3),
+        ScheduleConfig(warmup_epochs=1),
+        TrainingData(NUM_CLIPS, loader),
+        world,
+        run,
+        "model: small\n",
+        **options,
+    )
+
+
+def gradients(cases: list[dict]) -> list[dict]:
+    """For each case one step's loss, gradient norm and gradients by name, in one process group."""
+    with distributed() as world:
+        return [_gradients(world, **case) for case in cases]
+
+
+def _gradients(world: World, zero_stage: int, accumulation: int, clip: float | None = None, **settings) -> dict:
+    from deepspeed.utils import safe_get_full_grad
+
+    parallel = ParallelConfig(
+        global_batch_size=8, accumulation_steps=accumulation, zero_stage=zero_stage, precision="fp32"
+    )
+    objective = small_objective(**settings)
+    optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
+    engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+    batches = micro_batches(world.rank, world.size, parallel, 0, ())
+    loss, norm, grads = torch.zeros(()), torch.zeros(()), {}
+    for number in range(1, accumulation + 1):
+        values = engine(next(batches))
+        engine.backward(values["loss"])
+        loss += values["loss"].detach() / accumulation
+        if number == accumulation:
+            norm = clip_gradients(partition_gradients(engine, zero_stage), clip, partitioned=zero_stage > 0)
+            grads = {name: safe_get_full_grad(p).clone() for name, p in objective.model.named_parameters()}
+        engine.step()
+    return {"loss": world.sum(loss) / world.size, "norm": norm, "grads": grads}
