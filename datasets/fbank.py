@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-import numpy as np
-import soundfile
 import torch
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
+from datasets.decode import SAMPLE_RATE, decode_audio
 from datasets.index import FbankStats
 from datasets.shards import BLOCK
 from datasets.table import ClipTable, Extent
@@ -62,16 +60,16 @@ def spread_rows(num_rows: int, count: int) -> list[int]:
     return [i * num_rows // count for i in range(count)]
 
 
-def log_mel(waveform: np.ndarray, sample_rate: int) -> Tensor:
-    """(T, 128) Kaldi log-mel of a (S,) int16 waveform, with the settings of the published models.
+def log_mel(waveform: Tensor) -> Tensor:
+    """(T, 128) Kaldi log-mel of a (S,) int16 waveform at 16 kHz, with the settings of the published models.
 
     Source: AST, AudioMAE and CAV-MAE: mean subtracted, 25 ms Hann window, 10 ms shift, no dither, no energy.
     """
-    samples = torch.from_numpy(waveform.astype(np.float32) / 32768)
+    samples = waveform.to(torch.float32) / 32768
     return kaldi.fbank(
         (samples - samples.mean())[None],
         htk_compat=True,
-        sample_frequency=sample_rate,
+        sample_frequency=SAMPLE_RATE,
         use_energy=False,
         window_type="hanning",
         num_mel_bins=MEL_BINS,
@@ -90,10 +88,10 @@ def measure_fbank(folder: Path, table: ClipTable, num_clips: int) -> FbankStats 
     for clip in read_clips(folder, table, spread_rows(len(table), num_clips)):
         if not clip.sound:
             continue
-        waveform, sample_rate = read_sound(clip.sound)
-        if len(waveform) < WINDOW_SECONDS * sample_rate:
+        waveform = decode_audio(clip.sound)
+        if len(waveform) < WINDOW_SECONDS * SAMPLE_RATE:
             continue
-        values = log_mel(waveform, sample_rate).double()
+        values = log_mel(waveform).double()
         count += values.numel()
         total += values.sum().item()
         squares += values.square().sum().item()
@@ -102,9 +100,3 @@ def measure_fbank(folder: Path, table: ClipTable, num_clips: int) -> FbankStats 
         return None
     mean = total / count
     return FbankStats(round(mean, 6), round(max(squares / count - mean * mean, 0.0) ** 0.5, 6), clips)
-
-
-def read_sound(data: bytes) -> tuple[np.ndarray, int]:
-    """(S,) int16 mono waveform and sampling rate of a sound file's bytes."""
-    samples, sample_rate = soundfile.read(io.BytesIO(data), dtype="int16", always_2d=True)
-    return samples.mean(axis=1).astype(np.int16), sample_rate

@@ -1,0 +1,222 @@
+"""Verifies prepared shards against their index.
+
+    python -m datasets.check OUT [--fast]
+
+``--fast`` compares what costs no reading: that every shard is there with its size, and that the table belongs
+to the index and counts the same clips. Without it every byte is read: SHA-256, tar structure, number of
+samples, keys and ids, metadata, label counts, and whether each sound and picture decodes. Ends with exit code
+1 if anything is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
+from datasets.index import ShardIndex
+from datasets.output import finished_sets
+from datasets.pool import Failure, map_in_order
+from datasets.scan import ScannedSample, scan_shard
+from datasets.shards import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ShardError, ShardInfo
+from datasets.table import ClipTable
+
+_DECODED_SIDE = 64  # the whole picture is decoded whatever size is asked for
+_SHOWN = 20
+
+
+@dataclass
+class Report:
+    """What was found in a shard, or in all shards of a set.
+
+    Attributes:
+        samples: Clips that were seen.
+        seconds: Their length.
+        labels: How often each label was seen, as written in the clips.
+        ids: Clip ids.
+        problems: Everything wrong, one sentence each, beginning with the shard.
+    """
+
+    samples: int = 0
+    seconds: float = 0.0
+    labels: Counter[int | str] = field(default_factory=Counter)
+    ids: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def add(self, other: Report) -> None:
+        """Takes in the report of another shard."""
+        self.samples += other.samples
+        self.seconds += other.seconds
+        self.labels += other.labels
+        self.ids += other.ids
+        self.problems += other.problems
+
+
+@dataclass(frozen=True)
+class ShardChecker:
+    """Reads a shard whole; picklable.
+
+    Attributes:
+        folder: The set's folder.
+    """
+
+    folder: Path
+
+    def __call__(self, shard: ShardInfo) -> Report:
+        """Compares a shard with what the index says, and decodes everything in it."""
+        path = self.folder / shard.name
+        report = Report()
+        try:
+            scan = scan_shard(path)
+        except (ShardError, OSError) as error:
+            report.problems.append(str(error))
+            return report
+        if scan.info.samples != shard.samples:
+            report.problems.append(f"{path} has {scan.info.samples} samples, the index says {shard.samples}")
+        if scan.info.sha256 != shard.sha256:
+            report.problems.append(f"{path} has SHA-256 {scan.info.sha256}, the index says {shard.sha256}")
+        with open(path, "rb") as file:
+            for sample in scan.samples:
+                report.samples += 1
+                report.seconds += float(sample.metadata.get("duration", 0.0))
+                report.labels.update(sample.labels)
+                report.ids.append(str(sample.metadata.get("id") or f"{shard.name}/{sample.key}"))
+                contents = {}
+                for suffix, member in sample.members.items():
+                    file.seek(member.offset)
+                    contents[suffix] = bytearray(file.read(member.size))
+                report.problems += [f"{path}: sample {sample.key}: {it}" for it in _examine(sample, contents)]
+        return report
+
+
+def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
+    """Checks one set.
+
+    Args:
+        folder: Folder with an ``index.json``.
+        fast: Read no shard.
+        num_workers: Processes that read shards.
+
+    Raises:
+        ShardError: The index itself can't be read.
+    """
+    index = ShardIndex.load(folder)
+    report = Report(problems=_compare_table(folder, index) + _compare_sizes(folder, index))
+    if fast:
+        report.samples, report.seconds = index.samples, index.duration_seconds
+        return report
+    reports = map_in_order(ShardChecker(folder), index.shards, num_workers)
+    for shard, result in tqdm(
+        reports, total=len(index.shards), unit=" shards", desc=str(folder), disable=None
+    ):
+        if isinstance(result, Failure):
+            report.problems.append(f"{folder / shard.name}: {result.detail}")
+        else:
+            report.add(result)
+    repeated = [identifier for identifier, count in Counter(report.ids).items() if count > 1]
+    report.problems += [f"{folder}: id {identifier!r} is there more than once" for identifier in repeated]
+    report.problems += _compare_labels(folder, index, report)
+    return report
+
+
+def _examine(sample: ScannedSample, contents: dict[str, bytearray]) -> list[str]:
+    """What is wrong with one sample."""
+    problems = []
+    times = sample.metadata.get("frame_times")
+    pictures = [suffix for suffix in contents if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
+    if times is not None and len(times) != len(pictures):
+        problems.append(f"{len(pictures)} pictures for {len(times)} frame times")
+    for suffix, data in contents.items():
+        kind = suffix.rpartition(".")[2]
+        try:
+            if kind in AUDIO_SUFFIXES:
+                decode_audio(data)
+            elif kind in IMAGE_SUFFIXES:
+                decode_frame(data, _DECODED_SIDE)
+            elif kind in VIDEO_SUFFIXES:
+                decode_video(data, 1, [0], _DECODED_SIDE)
+        except DecodeError as error:
+            problems.append(f"{suffix}: {error}")
+    if not any(suffix.rpartition(".")[2] in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES) for suffix in contents):
+        problems.append("has no sound")
+    if not pictures and not any(suffix.rpartition(".")[2] in VIDEO_SUFFIXES for suffix in contents):
+        problems.append("has no picture")
+    return problems
+
+
+def _compare_table(folder: Path, index: ShardIndex) -> list[str]:
+    try:
+        table = ClipTable.open(folder, index.fingerprint)
+    except ShardError as error:
+        return [str(error)]
+    sizes = tuple(shard.samples for shard in index.shards)
+    return [] if table.shard_sizes == sizes else [f"{table.path} and the index count different samples"]
+
+
+def _compare_sizes(folder: Path, index: ShardIndex) -> list[str]:
+    problems = []
+    for shard in index.shards:
+        path = folder / shard.name
+        if not path.is_file():
+            problems.append(f"{path} is in the index but not there")
+        elif path.stat().st_size != shard.bytes:
+            problems.append(f"{path} has {path.stat().st_size} bytes, the index says {shard.bytes}")
+    strangers = {path.name for path in folder.glob("*.tar")} - {shard.name for shard in index.shards}
+    return problems + [f"{folder / name} is not in the index" for name in sorted(strangers)]
+
+
+def _compare_labels(folder: Path, index: ShardIndex, report: Report) -> list[str]:
+    found = Counter(dict.fromkeys((label.name for label in index.labels), 0))
+    for label, count in report.labels.items():
+        found[index.labels[label].name if isinstance(label, int) else label] += count
+    return [
+        f"{folder}: {found[label.name]} clips of class {label.name!r}, the index says {label.count}"
+        for label in index.labels
+        if found[label.name] != label.count
+    ]
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Prints rows in columns, the first left and the others right."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
+        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of ``python -m datasets.check``."""
+    parser = argparse.ArgumentParser(prog="python -m datasets.check", description="Verify shards.")
+    parser.add_argument("out", type=Path, help="folder with an index.json, or with a folder for each split")
+    parser.add_argument("--fast", action="store_true", help="compare sizes and counts only; read no shard")
+    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    options = parser.parse_args(arguments)
+    rows = [["set", "shards", "clips", "hours", "GB", "classes", "rejects", "problems"]]
+    problems: list[str] = []
+    try:
+        for folder in finished_sets(options.out) or [options.out]:
+            index = ShardIndex.load(folder)
+            report = check_set(folder, options.fast, options.num_workers)
+            problems += report.problems
+            present = sum(label.count > 0 for label in index.labels)
+            cells = (str(folder), len(index.shards), report.samples, f"{report.seconds / 3600:.2f}")
+            counts = (f"{index.bytes / 1e9:.3f}", present, len(index.rejects), len(report.problems))
+            rows.append([str(cell) for cell in (*cells, *counts)])
+    except ShardError as error:
+        raise SystemExit(f"datasets.check: {error}") from error
+    print_table(rows)
+    for problem in problems[:_SHOWN]:
+        print(f"  {problem}")
+    if len(problems) > _SHOWN:
+        print(f"  and {len(problems) - _SHOWN} more")
+    raise SystemExit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
