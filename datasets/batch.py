@@ -90,6 +90,10 @@ class AVBatch:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def first(self, count: int) -> AVBatch:
+        """The first ``count`` clips of the batch."""
+        return replace(self._map(lambda tensor: tensor[:count]), ids=self.ids[:count])
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> AVBatch:
         """The same batch with its tensors on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))

@@ -1,0 +1,7 @@
+"""Training: objectives on DeepSpeed, checkpoints, what is seen of a run, evaluation."""
+
+import os
+
+# Read by OpenMP when torch is first imported. Threads that wait by spinning take the cores from the reader's
+# processes, and from the other ranks where several share a machine: a step then takes many times as long.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -52,6 +52,11 @@ class FbankConfig:
             )
 
     @property
+    def num_samples(self) -> int:
+        """Samples of a waveform that fill all T frames."""
+        return (self.target_length - 1) * self.frame_shift + self.frame_length
+
+    @property
     def frame_length(self) -> int:
         """Samples in a window."""
         return int(self.sample_rate * self.frame_length_ms / 1000)
@@ -136,8 +141,7 @@ class AudioFrontEnd(nn.Module):
     def _log_mel(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, at most T, F), the frames that fit in S."""
         length, shift = self.config.frame_length, self.config.frame_shift
-        needed = (self.config.target_length - 1) * shift + length
-        waveform = F.pad(waveform, (0, max(0, length - waveform.shape[1])))[:, :needed]
+        waveform = F.pad(waveform, (0, max(0, length - waveform.shape[1])))[:, : self.config.num_samples]
         frames = waveform.unfold(1, length, shift)
         frames = frames - frames.mean(dim=2, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)

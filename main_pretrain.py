@@ -1,0 +1,20 @@
+"""Pretrains a joint audio-visual masked autoencoder on shards of video.
+
+    python main_pretrain.py --config configs/pretrain_cav_mae_tiny.yaml data.train=SHARDS
+    torchrun --standalone --nproc_per_node 8 main_pretrain.py --config ...
+
+The same command again resumes the run. Exit status: 0 finished, 75 stopped on request with a checkpoint written
+(run it again), 2 wrong config, 1 anything else.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from engine.program import run_program
+
+if __name__ == "__main__":
+    from engine.config import PretrainConfig
+    from engine.pretrain import pretrain
+
+    sys.exit(run_program("main_pretrain.py", PretrainConfig, pretrain))
