@@ -7,6 +7,7 @@ from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
 from models import AudioVisualEncoder, ModelConfig, create_model, list_models
+from models.blocks import attend
 from models.classifier import AudioVisualClassifier
 
 
@@ -141,6 +142,18 @@ def test_bfloat16_autocast_is_close_to_float32():
         assert gradient.dtype == torch.float32
         cosine = torch.cosine_similarity(gradient.flatten(), expected[name].flatten(), dim=0)
         assert cosine > 0.95, name
+
+
+def test_bfloat16_attention_on_a_cpu_is_attention():
+    exact = torch.randn(3, 3, 2, 9, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rounded = exact.detach().bfloat16().requires_grad_()
+    expected = nn.functional.scaled_dot_product_attention(exact[0], exact[1], exact[2])
+    result = attend(rounded[0], rounded[1], rounded[2])
+    torch.testing.assert_close(result.float(), expected, atol=0.02, rtol=0.02)
+    weights = torch.randn(expected.shape, generator=torch.Generator().manual_seed(1))
+    expected_grad = torch.autograd.grad((expected * weights).sum(), exact)[0]
+    result_grad = torch.autograd.grad((result * weights).sum(), rounded)[0]
+    torch.testing.assert_close(result_grad.float(), expected_grad, atol=0.05, rtol=0.05)
 
 
 def test_activation_checkpointing_changes_no_gradient():
