@@ -206,5 +206,6 @@ def _check_cache(config: DataConfig, reader: ClipReader) -> None:
     if needed > config.cache_gb * 1e9:
         raise ValueError(
             f"data.cache_gb {config.cache_gb:g} is too small for data.shuffle_window "
-            f"{config.shuffle_window}: two windows of shards take {needed / 1e9:.1f} GB; raise the one or lower the other"
+            f"{config.shuffle_window}: two windows of shards take {needed / 1e9:.1f} GB; "
+            f"raise the one or lower the other"
         )

@@ -1,0 +1,173 @@
+"""What a reader process costs: milliseconds of one core per clip, on generated 10-s clips with 10 frames.
+
+    python -m benchmarks.loader [--clips 64] [--flac_level 0.0] [--shards FOLDER]
+
+Prints a table, and as its last line the same as JSON. The generated clips have the size of AudioSet's: 10 s
+of 16 kHz FLAC with the spectrum and dynamics of recorded sound, frames of 340×256 as JPEG of quality 90 with
+textures and edges. A clip is timed from its ticket to its place in a batch: reading, decoding, resizing,
+collating, in this process. Processor time is counted, which still grows when other programs share the core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import platform
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from PIL import Image
+
+from datasets.batch import ReadFailure, collate
+from datasets.index import ShardIndex, build_table
+from datasets.loader import NUM_SAMPLES
+from datasets.plan import SamplePlan, WindowShuffle
+from datasets.reader import ClipReader, FrameChoice, all_frames, random_frame
+from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, make_key
+
+SAMPLE_RATE = 16_000
+SECONDS = 10
+FRAMES = 10
+FRAME_SIZE = (340, 256)
+
+
+def sound(rng: np.random.Generator) -> np.ndarray:
+    """(S,) int16: harmonic notes with decaying envelopes over noise that falls by 6 dB an octave."""
+    length = SECONDS * SAMPLE_RATE
+    spectrum = rng.standard_normal(length // 2 + 1) + 1j * rng.standard_normal(length // 2 + 1)
+    noise = np.fft.irfft(spectrum / np.maximum(np.arange(length // 2 + 1), 200), length)
+    mixed = 0.05 * noise / noise.std()
+    for onset in rng.integers(0, length - SAMPLE_RATE, 40):
+        time_axis = np.arange(rng.integers(SAMPLE_RATE // 4, SAMPLE_RATE)) / SAMPLE_RATE
+        pitch = rng.uniform(80, 900)
+        partials = sum(np.sin(2 * np.pi * pitch * k * time_axis) / k**1.5 for k in range(1, 9))
+        mixed[onset : onset + len(time_axis)] += 0.2 * partials * np.exp(-time_axis * rng.uniform(2, 9))
+    return (mixed / np.abs(mixed).max() * 30_000).astype(np.int16)
+
+
+def picture(rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8: soft shading, shapes with edges, and texture like that of a camera's picture."""
+    width, height = FRAME_SIZE
+    canvas = np.zeros((height, width, 3))
+    for cell, strength in ((64, 60), (16, 25), (4, 12), (2, 6)):
+        coarse = rng.standard_normal((height // cell + 2, width // cell + 2, 3))
+        grown = [
+            Image.fromarray(coarse[..., c].astype(np.float32)).resize(FRAME_SIZE, Image.Resampling.BICUBIC)
+            for c in range(3)
+        ]
+        canvas += strength * np.stack([np.asarray(channel) for channel in grown], axis=-1)
+    y, x = np.mgrid[0:height, 0:width]
+    for _ in range(6):
+        cx, cy, radius = rng.uniform(0, width), rng.uniform(0, height), rng.uniform(10, 60)
+        canvas[(x - cx) ** 2 + (y - cy) ** 2 < radius**2] += rng.uniform(-70, 70, 3)
+    return (canvas + 120).clip(0, 255).astype(np.uint8)
+
+
+def make_clips(folder: Path, clips: int, flac_level: float) -> None:
+    """Writes the generated set: shards of 32 clips, index and table."""
+    rng = np.random.default_rng(0)
+    sounds = [sound(rng) for _ in range(min(clips, 8))]
+    frames = [_jpeg(picture(rng)) for _ in range(min(clips, 8) * 2)]
+    shards = []
+    for first in range(0, clips, 32):
+        with ShardWriter(folder / SHARD_PATTERN.format(len(shards))) as writer:
+            for number in range(first, min(first + 32, clips)):
+                flac = _flac(sounds[number % len(sounds)], flac_level)
+                pictures = [(f"{i:02d}.jpg", frames[(number + i) % len(frames)]) for i in range(FRAMES)]
+                metadata = {"id": f"clip{number}", "duration": float(SECONDS)}
+                writer.write(Sample(make_key(f"clip{number}"), metadata, [("flac", flac), *pictures]))
+        shards.append(writer.close())
+    index = ShardIndex(tuple(shards))
+    index.save(folder)
+    build_table(folder, index)
+
+
+def _flac(waveform: np.ndarray, level: float) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, waveform, SAMPLE_RATE, format="FLAC", subtype="PCM_16", compression_level=level)
+    return buffer.getvalue()
+
+
+def _jpeg(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
+
+
+def time_reader(
+    folder: Path, *, audio: bool, choose_frames: FrameChoice | None, batch_size: int = 32, rounds: int = 5
+) -> float:
+    """Milliseconds of processor time per clip: the median over rounds, the first of which is not counted."""
+    reader = ClipReader(folder, audio=audio, choose_frames=choose_frames)
+    order = WindowShuffle(reader.table.shard_sizes, seed=0)
+    plan = SamplePlan(order, 0, min(batch_size, len(reader)))
+    batches = max(1, len(reader) // plan.global_batch_size)
+    times = []
+    for epoch in range(rounds + 1):
+        tickets = [plan.global_batch(epoch * batches + i) for i in range(batches)]
+        begin = time.process_time()
+        for batch in tickets:
+            clips = reader.__getitems__(batch)
+            assert not any(isinstance(clip, ReadFailure) or clip.failures for clip in clips)
+            collate(clips, NUM_SAMPLES, reader.table.num_classes)
+        times.append((time.process_time() - begin) * 1000 / (batches * plan.global_batch_size))
+    return statistics.median(times[1:])
+
+
+CASES: dict[str, tuple[bool, FrameChoice | None]] = {
+    "audio and one frame": (True, random_frame),
+    "one frame": (False, random_frame),
+    "audio": (True, None),
+    "audio and ten frames": (True, all_frames),
+}
+
+
+@contextmanager
+def _folder(options: argparse.Namespace) -> Iterator[Path]:
+    if options.shards is not None:
+        yield options.shards
+        return
+    with tempfile.TemporaryDirectory() as name:
+        make_clips(Path(name), options.clips, options.flac_level)
+        yield Path(name)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description="Time the reader.")
+    parser.add_argument("--clips", type=int, default=64, help="clips to generate")
+    parser.add_argument(
+        "--flac_level", type=float, default=0.0, help="FLAC compression, 0 (fast) to 1 (small)"
+    )
+    parser.add_argument(
+        "--shards", type=Path, default=None, help="time a set that is there in place of this one"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="passes over the clips to time")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    result = {}
+    with _folder(options) as folder:
+        index = ShardIndex.load(folder)
+        print(f"{index.samples} clips, {index.bytes / index.samples / 1000:.0f} kB each")
+        for name, (audio, choose_frames) in CASES.items():
+            result[name] = time_reader(
+                folder, audio=audio, choose_frames=choose_frames, rounds=options.rounds
+            )
+            print(f"{name:24s}{result[name]:8.2f} ms a clip{1000 / result[name]:10.0f} clips/s on one core")
+    summary = {f"ms_{name.replace(' ', '_')}": round(value, 4) for name, value in result.items()}
+    summary |= {"clips": index.samples, "kilobytes_per_clip": round(index.bytes / index.samples / 1000, 1)}
+    print(
+        json.dumps({"benchmark": "loader", **summary, "cpu": platform.processor(), "cores": os.cpu_count()})
+    )
+
+
+if __name__ == "__main__":
+    main()
