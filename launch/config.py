@@ -1,0 +1,140 @@
+"""What a launch file says: where to run, on how much, for how long, and what to do when it ends early."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from typing import Literal
+
+from jsonargparse import ArgumentParser
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+@dataclass(frozen=True)
+class LaunchConfig:
+    """Settings of the launcher. Fields left at None are left to the cluster.
+
+    Attributes:
+        name: Job name, and name of the run: without an ``output_dir`` of its own it goes to ``runs/NAME``.
+        cluster: ``slurm``; ``local``, in the background of this machine; ``debug``, here and now.
+        nodes: Number of nodes.
+        gpus_per_node: GPUs, and so worker processes, on each node; 0 computes on CPUs.
+        processes_per_node: Worker processes on each node where there are no GPUs.
+        cpus_per_process: Cores of each worker, its loader processes included.
+        memory_gb: Memory of each node.
+        minutes: Time limit of one stay on the cluster. A longer run is requeued and goes on.
+        warning_seconds: How long before the limit the warning comes. A step and a checkpoint must fit in.
+        max_requeues: How often the job may go back to the queue (``local`` ends after 5 whatever this says).
+        max_restarts: Failures of a worker or node after which a job starts again from its newest checkpoint,
+            in one stay on the cluster.
+        partition: SLURM partition.
+        account: Account to charge.
+        qos: Quality of service.
+        constraint: Required node features.
+        comment: Job comment; some clusters want one.
+        exclude: Nodes not to use.
+        sbatch: Further sbatch parameters, such as ``{reservation: winter, mail-type: END}``; ``true`` for a
+            flag.
+        srun_args: Further arguments of srun.
+        setup: Shell lines run on the first node before anything else: ``module load …``, ``source
+            …/activate``.
+        python: What runs Python on the nodes, such as ``singularity exec --nv image.sif python``; by default
+            the Python that submits.
+        environment: Variables for the training processes.
+        interface: Network interface for NCCL and gloo, such as ``ib0``.
+        rendezvous_seconds: How long the nodes of a job wait for each other.
+        snapshot: Run a copy of the code, so that editing the tree does not change a job that waits.
+        preflight: Check the training config, the data and the sizes before submitting.
+        seeds: One run for each seed, in an array.
+        sweep: One run for each entry, a string of overrides such as ``optimizer.lr=1e-4
+            model.mask_ratio=0.8``; with ``seeds``, for each pair.
+        array_parallelism: How many runs of an array may run at once.
+    """
+
+    name: str = "earsight"
+    cluster: Literal["slurm", "local", "debug"] = "slurm"
+    nodes: int = 1
+    gpus_per_node: int = 8
+    processes_per_node: int | None = None
+    cpus_per_process: int | None = None
+    memory_gb: float | None = None
+    minutes: int = 1440
+    warning_seconds: int = 120
+    max_requeues: int = 100
+    max_restarts: int = 3
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    comment: str | None = None
+    exclude: str | None = None
+    sbatch: dict[str, str | int | bool] = field(default_factory=dict)
+    srun_args: list[str] = field(default_factory=list)
+    setup: list[str] = field(default_factory=list)
+    python: str | None = None
+    environment: dict[str, str | int | float] = field(default_factory=dict)
+    interface: str | None = None
+    rendezvous_seconds: int = 600
+    snapshot: bool = True
+    preflight: bool = True
+    seeds: list[int] = field(default_factory=list)
+    sweep: list[str] = field(default_factory=list)
+    array_parallelism: int = 256
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(
+                f"name: {self.name!r} should be letters, digits, '.', '_' and '-': it names a folder"
+            )
+        at_least_one = ("nodes", "processes_per_node", "cpus_per_process", "minutes", "array_parallelism")
+        for key in (*at_least_one, "warning_seconds", "rendezvous_seconds"):
+            value = getattr(self, key)
+            if value is not None and value < 1:
+                raise ValueError(f"{key}: {value} should be at least 1")
+        for key in ("gpus_per_node", "max_requeues", "max_restarts"):
+            if getattr(self, key) < 0:
+                raise ValueError(f"{key}: {getattr(self, key)} should not be negative")
+        if self.warning_seconds >= 60 * self.minutes:
+            raise ValueError(
+                f"warning_seconds: {self.warning_seconds} leaves no time to train of minutes={self.minutes}"
+            )
+        self._check_together()
+
+    def _check_together(self) -> None:
+        if self.cluster != "slurm" and self.nodes > 1:
+            raise ValueError(
+                f"nodes: {self.nodes} on cluster={self.cluster}: that is one machine, use nodes=1"
+            )
+        if self.gpus_per_node and self.processes_per_node not in (None, self.gpus_per_node):
+            raise ValueError(
+                f"processes_per_node: {self.processes_per_node} with gpus_per_node={self.gpus_per_node}: a "
+                "worker has one GPU, so leave processes_per_node out"
+            )
+        if self.cluster == "local" and len(self.seeds) + len(self.sweep) > 1:
+            raise ValueError(
+                "seeds, sweep: cluster=local would run all of them at once on this machine; use cluster=debug "
+                "(one after another) or slurm (an array)"
+            )
+
+    @property
+    def processes(self) -> int:
+        """Worker processes on each node."""
+        return self.gpus_per_node or self.processes_per_node or 1
+
+
+def launch_parser() -> ArgumentParser:
+    """A parser for launch settings: ``--config FILE`` and one flag a field; refuses unknown keys by name."""
+    parser = ArgumentParser(prog="python -m launch.submit", description="Submit training runs.")
+    parser.add_argument("--config", action="config", help="launch file (YAML)")
+    parser.add_class_arguments(LaunchConfig)
+    return parser
+
+
+def launch_config(namespace: object) -> LaunchConfig:
+    """The settings in what `launch_parser` parsed.
+
+    Raises:
+        ValueError: A value that makes no sense, alone or with the others, named by its key.
+    """
+    return LaunchConfig(**{f.name: getattr(namespace, f.name) for f in fields(LaunchConfig)})

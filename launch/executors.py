@@ -1,0 +1,100 @@
+"""submitit's executors, set up from the launch settings."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import chdir
+from pathlib import Path
+from typing import Any
+
+from submitit import Job, LocalExecutor, SlurmExecutor
+from submitit.slurm.slurm import _make_sbatch_string
+
+from launch.config import LaunchConfig
+from launch.job import TrainingJob
+
+
+def submit_jobs(config: LaunchConfig, jobs: Sequence[TrainingJob], logs: Path, code: Path) -> list[Job[str]]:
+    """Submits ``jobs``, several as an array.
+
+    Args:
+        config: The launch settings; cluster ``slurm`` or ``local``.
+        jobs: What to run.
+        logs: Where submitit keeps its files and the logs go, on a file system that all nodes see.
+        code: The folder whose `launch` package the job runs.
+
+    Raises:
+        ValueError: This machine has no SLURM.
+    """
+    executor = _slurm(config, logs, code) if config.cluster == "slurm" else _local(config, logs)
+    with chdir(code):  # a local job begins where it is submitted
+        if len(jobs) == 1:
+            return [executor.submit(jobs[0])]
+        with executor.batch():
+            submitted = [executor.submit(job) for job in jobs]
+    return submitted
+
+
+def sbatch_script(config: LaunchConfig, logs: Path, code: Path, runs: int) -> str:
+    """The sbatch script that a submission would use, also where there is no SLURM."""
+    command = (
+        f"{config.python or shlex.quote(sys.executable)} -u -m submitit.core._submit {shlex.quote(str(logs))}"
+    )
+    count = runs if runs > 1 else None
+    return _make_sbatch_string(command, logs, map_count=count, **slurm_parameters(config, code))
+
+
+def slurm_parameters(config: LaunchConfig, code: Path) -> dict[str, Any]:
+    """The launch settings as submitit names them."""
+    processes = config.processes
+    cpus = config.cpus_per_process * processes if config.cpus_per_process else None
+    parameters: dict[str, Any] = {
+        "job_name": config.name,
+        "nodes": config.nodes,
+        "ntasks_per_node": 1,  # torchrun makes the workers
+        "cpus_per_task": cpus,
+        "gpus_per_node": config.gpus_per_node or None,
+        "mem": f"{round(config.memory_gb * 1024)}M" if config.memory_gb else None,
+        "time": config.minutes,
+        "signal_delay_s": config.warning_seconds,
+        "array_parallelism": config.array_parallelism,
+        "setup": list(config.setup) or None,
+        "stderr_to_stdout": True,
+        # Since SLURM 22.05 srun no longer takes the cores from sbatch, and would bind the task to one.
+        "srun_args": [*([f"--cpus-per-task={cpus}"] if cpus else []), *config.srun_args],
+        # Not every cluster lets jobs be requeued unless they ask for it.
+        "additional_parameters": {"requeue": True, "chdir": str(code), **config.sbatch},
+    }
+    for key in ("partition", "account", "qos", "constraint", "comment", "exclude"):
+        parameters[key] = getattr(config, key)
+    return {key: value for key, value in parameters.items() if value is not None}
+
+
+def _slurm(config: LaunchConfig, logs: Path, code: Path) -> SlurmExecutor:
+    if shutil.which("sbatch") is None or shutil.which("srun") is None:
+        raise ValueError(
+            "cluster: slurm, but this machine has no sbatch and srun. Submit from a login node, or use "
+            "cluster=local or cluster=debug"
+        )
+    executor = SlurmExecutor(logs, max_num_timeout=config.max_requeues, python=config.python)
+    executor.update_parameters(**slurm_parameters(config, code))
+    return executor
+
+
+def _local(config: LaunchConfig, logs: Path) -> LocalExecutor:
+    executor = LocalExecutor(logs, max_num_timeout=config.max_requeues, python=config.python)
+    visible = [int(gpu) for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.isdigit()]
+    executor.update_parameters(
+        tasks_per_node=1,
+        timeout_min=config.minutes,
+        signal_delay_s=config.warning_seconds,
+        stderr_to_stdout=True,
+        setup=list(config.setup),
+        gpus_per_node=config.gpus_per_node,
+        visible_gpus=tuple(visible),
+    )
+    return executor

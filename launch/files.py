@@ -1,0 +1,51 @@
+"""Small JSON files: written whole or not at all, and read without surprise."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Writes ``value`` so that a reader sees the old file or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.replace(path)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object in ``path``, or None where there is no such file.
+
+    Raises:
+        ValueError: The file is there and holds no JSON object.
+    """
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        return None
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not JSON ({error}): remove it, or restore it from a copy") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} should hold a JSON object and holds a {type(value).__name__}")
+    return value
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Adds one JSON object as a line of its own."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last complete line's object, or None where there is none."""
+    try:
+        lines = path.read_text().split("\n")[:-1]
+    except FileNotFoundError:
+        return None
+    return json.loads(lines[-1]) if lines else None

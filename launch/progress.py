@@ -1,0 +1,61 @@
+"""What a run says of itself: its ``status.json`` and its complete checkpoints.
+
+These two, and the exit status 75, are all that the launcher knows of the training code.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.files import read_json
+
+#: The exit status by which training says "saved; run me again" (EX_TEMPFAIL of sysexits.h).
+EXIT_RERUN = 75
+
+_CHECKPOINT = re.compile(r"step_(\d{8,})")
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One reading of ``status.json``.
+
+    Attributes:
+        state: ``running``, ``finished``, ``stopped`` (saved on request) or ``failed``.
+        step: Steps done.
+        total_steps: Steps of the whole run.
+        message: What the run last said.
+        stamp: Changes with every writing of the file, so that an old word is told from a new one.
+    """
+
+    state: str
+    step: int
+    total_steps: int
+    message: str
+    stamp: tuple[int, int]
+
+
+def read_status(output_dir: Path) -> RunStatus | None:
+    """The run's own word, or None where it has not spoken yet."""
+    path = output_dir / "status.json"
+    value = read_json(path)
+    if value is None:
+        return None
+    stat = path.stat()
+    return RunStatus(
+        state=str(value.get("state", "")),
+        step=int(value.get("step", 0)),
+        total_steps=int(value.get("total_steps", 0)),
+        message=str(value.get("message", "")),
+        stamp=(stat.st_mtime_ns, stat.st_ino),
+    )
+
+
+def newest_checkpoint(output_dir: Path) -> int | None:
+    """Step of the newest complete checkpoint, or None. Only complete ones bear such a name."""
+    folder = output_dir / "checkpoints"
+    if not folder.is_dir():
+        return None
+    matches = (_CHECKPOINT.fullmatch(entry.name) for entry in folder.iterdir())
+    return max((int(match[1]) for match in matches if match), default=None)

@@ -1,0 +1,70 @@
+"""``python -m launch.status [NAME …]``: what became of submitted runs."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from launch.files import last_line
+from launch.progress import newest_checkpoint, read_status
+from launch.registry import Submission, all_submissions, find_submissions, job_states
+
+#: SLURM's words for a job that will not run any more.
+OVER = {"GONE", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Prints a paragraph for each run named, or a line for every run below ``runs/``."""
+    parser = argparse.ArgumentParser(prog="python -m launch.status", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="a run's folder, or its name below runs/")
+    names = parser.parse_args(arguments).names
+    try:
+        folder = Path.cwd()
+        found = [s for name in names for s in find_submissions(name, folder)] or all_submissions(folder)
+        states = job_states(found)
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    for submission in found:
+        print(describe(submission, states[submission.job_id], in_full=bool(names)))
+    return 0
+
+
+def describe(submission: Submission, state: str, in_full: bool) -> str:
+    """One run in words.
+
+    Args:
+        submission: The run.
+        state: The cluster's word on its job.
+        in_full: With its history and where its log is.
+    """
+    run = Path(submission.output_dir)
+    status = read_status(run)
+    step = f"step {status.step}/{status.total_steps} ({status.state})" if status else "not started"
+    age = f", {_age(status.stamp[0] / 1e9)} ago" if status else ""
+    line = f"{run.name}  {submission.cluster} job {submission.job_id} {state}  {step}{age}"
+    if not in_full:
+        return line
+    parts = [
+        line,
+        f"  folder      {run}",
+        f"  checkpoint  {newest_checkpoint(run)}",
+        f"  log         {submission.log}",
+    ]
+    history = last_line(run / "launch" / "history.jsonl")
+    if history is not None:
+        parts.append(f"  launcher    {history['action']}, {_age(history['ended'])} ago: {history['message']}")
+    return "\n".join(parts)
+
+
+def _age(moment: float) -> str:
+    seconds = max(0.0, time.time() - moment)
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {name}"
+    return f"{seconds:.0f} s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
