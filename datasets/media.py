@@ -144,16 +144,15 @@ def read_media(
     if begin < 0 or not math.isfinite(begin) or (end is not None and not end > begin):
         raise ValueError(f"a segment needs 0 <= start < end, got start {start} and end {end}")
     indices = range(settings.num_frames) if frame_indices is None else frame_indices
-    with _opened(source) as container:
-        for margin in SEEK_MARGINS_SECONDS:
+    for margin in SEEK_MARGINS_SECONDS:
+        last = margin >= begin or margin == SEEK_MARGINS_SECONDS[-1]
+        with _opened(source) as container:
             reading = _Reading(container, begin, end, settings)
-            reading.demux(margin)
-            last = margin >= begin or margin == SEEK_MARGINS_SECONDS[-1]
-            if not last and not reading.picture.starts_by(begin):
-                continue
-            clip = _clip(reading, begin, settings, indices)
-            if last or reading.picture.exact:
-                return clip
+            reading.demux(begin - margin)
+            if last or reading.picture.starts_by(begin):
+                clip = _clip(reading, begin, settings, indices)
+                if last or reading.picture.exact:
+                    return clip
     raise AssertionError("the last margin always gives a clip or an error")
 
 
@@ -181,6 +180,8 @@ def _opened(source: str | PathLike[str] | BinaryIO) -> Iterator[InputContainer]:
         source = str(Path(source))
         if not Path(source).is_file():
             raise MediaError("missing", f"there is no file {source}")
+    else:
+        source.seek(0)
     try:
         with av.open(source, mode="r", metadata_errors="replace") as container:
             yield container
@@ -401,8 +402,7 @@ class _Reading:
             raise MediaError("no_video", "the file has no video stream")
         if not container.streams.audio:
             raise MediaError("no_audio", "the file has no audio stream")
-        if not videos[0].codec_context.is_open:
-            videos[0].codec_context.thread_count = 1
+        videos[0].codec_context.thread_count = 1
         self.audio = container.streams.audio[0]
         self.picture = _Picture(videos[0], self.origin)
         rate = self.audio.codec_context.sample_rate
@@ -413,12 +413,14 @@ class _Reading:
         self.damaged = False
         self.read_until = [begin, begin]  # of picture and sound
 
-    def demux(self, margin: float) -> None:
-        """Decodes the segment's sound and collects its picture's packets; starts ``margin`` s before it."""
+    def demux(self, target: float) -> None:
+        """Decodes the segment's sound and collects its picture's packets, from ``target`` seconds on."""
         duration = self.container.duration
         if duration is not None and self.begin >= duration / av.time_base:
             raise MediaError("outside", f"starts at {self.begin} s of {duration / av.time_base:.3f} s")
-        self._seek(self.begin - margin)
+        if target > 0:
+            offset = int((target + self.origin) / self.picture.tick)
+            self.container.seek(offset, stream=self.picture.stream, backward=True)
         limit = math.inf if self.end is None else self.end
         try:
             for packet in self.container.demux(self.picture.stream, self.audio):
@@ -431,14 +433,6 @@ class _Reading:
         declared = self._declared_end(self.audio)
         if declared is not None:
             self.sound.cut(declared - self.begin)
-
-    def _seek(self, target: float) -> None:
-        """Goes to the last keyframe before ``target`` seconds; at the file's beginning it stays there."""
-        if self.begin > 0:
-            offset = int((max(target, 0.0) + self.origin) / self.picture.tick)
-            self.container.seek(offset, stream=self.picture.stream, backward=True)
-            for stream in (self.picture.stream, self.audio):
-                stream.codec_context.flush_buffers()
 
     def _take(self, packet: av.Packet, limit: float) -> None:
         if not packet.size:
