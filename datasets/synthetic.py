@@ -12,7 +12,7 @@ an impact  an onset: the sound swells and decays again to a steady level
 
 Which object sounds can be seen in **any single frame**, as it can be for a singing mouth or a spinning fan:
 a sounding object glows. Its halo follows the loudness and never quite goes out. Distractors have the same
-shapes and sizes, so a model must connect the glow with the shape inside it. Where an object is cannot be heard.
+shapes and sizes, so a model must connect the glow with the shape inside it. Where an object is, is not heard.
 
 About 8 shapes x 5 sizes x 5 hues = 200 combinations can be told apart by eye and ear. One setting,
 ``difficulty``, goes from 0 (one grey distractor, hardly any noise) to 1 (five distractors as colourful as the
@@ -206,7 +206,7 @@ def _background(config: SyntheticConfig, rng: np.random.Generator) -> np.ndarray
 
 
 def _paint(canvas: np.ndarray, thing: Thing, centers: np.ndarray, glow: np.ndarray) -> None:
-    """Draws an object, with its halo if it sounds, in all frames of the canvas, in a window around its place."""
+    """Draws an object, with its halo if it sounds, in every frame, in a window around its place."""
     reach = int(np.ceil(thing.radius * (HALO if thing.loudness else 1.05))) + 1
     corners = np.floor(centers).astype(int) - reach
     axis = np.arange(2 * reach + 2, dtype=np.float32)
@@ -370,7 +370,8 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> N
         video = container.add_stream("libx264", rate=fps, options=x264)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
-        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=64000)
+        aac = {"aac_coder": "fast"}
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=64000, options=aac)
         block = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
         block.sample_rate, block.pts, block.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
         container.mux([*audio.encode(block), *audio.encode(None)])

@@ -10,8 +10,8 @@ import av
 import numpy as np
 import pytest
 
-from datasets import media
 from datasets.media import MediaError, MediaSettings, read_media
+from datasets.media_streams import PictureTrack
 
 FPS = 20
 BITS = 8  # a frame's number, as black and white columns
@@ -62,6 +62,7 @@ def write_media(
     audio_delay: float = 0.0,
     rotation: int = 0,
     rate: int = 48000,
+    audio_codec: str = "aac",
     options: dict[str, str] | None = None,
 ) -> Path:
     """Writes H.264 and AAC; ``sound`` is (S,) or (2, S) float32."""
@@ -76,7 +77,9 @@ def write_media(
                 video.set_display_rotation(rotation)
         if sound is not None:
             sound = np.atleast_2d(sound)
-            audio = container.add_stream("aac", rate=rate, layout="stereo" if len(sound) == 2 else "mono")
+            audio = container.add_stream(
+                audio_codec, rate=rate, layout="stereo" if len(sound) == 2 else "mono"
+            )
         packets = []
         for i, picture in enumerate(pictures or []):
             assert video is not None
@@ -84,7 +87,8 @@ def write_media(
             frame.pts, frame.time_base = i + round(video_delay * FPS), Fraction(1, FPS)
             packets += video.encode(frame)
         packets += video.encode(None) if video else []
-        if audio is not None and sound is not None:
+        if sound is not None:
+            assert isinstance(audio, av.AudioStream)
             layout = "stereo" if len(sound) == 2 else "mono"
             block = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound), format="fltp", layout=layout)
             block.sample_rate, block.pts, block.time_base = rate, round(audio_delay * rate), Fraction(1, rate)
@@ -140,14 +144,14 @@ def test_frames_equal_a_full_decode(tmp_path: Path, x264: str, suffix: str):
 def test_frames_that_nobody_needs_are_not_decoded(tmp_path: Path, monkeypatch, x264: str, share: float):
     path = write_media(tmp_path / "a.mp4", [numbered(i) for i in range(200)], clicks(10), x264)
     decoded = []
-    plain = media._Picture._decode
+    plain = PictureTrack._decode
 
     def counted(self, runs, wanted):
         for frame in plain(self, runs, wanted):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(media._Picture, "_decode", counted)
+    monkeypatch.setattr(PictureTrack, "_decode", counted)
     read_media(path, settings=MediaSettings(num_frames=6))
     assert 6 <= len(decoded) < share * 200
 
@@ -219,6 +223,17 @@ def test_channels_are_averaged_or_the_first_taken(tmp_path: Path):
         for first in (False, True)
     ]
     np.testing.assert_allclose(np.multiply(level, 2**0.5), [0.25, 0.5], rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("codec", "rate"), [("pcm_s16le", 22050), ("flac", 44100), ("libmp3lame", 32000), ("libopus", 48000)]
+)
+def test_other_codecs_and_rates(tmp_path: Path, codec: str, rate: int):
+    sound = np.stack([clicks(3, rate)] * 2)
+    pictures = [numbered(i) for i in range(60)]
+    clip = read_media(write_media(tmp_path / "a.mkv", pictures, sound, rate=rate, audio_codec=codec))
+    np.testing.assert_allclose(click_times(clip.waveform), [0.5, 1.5, 2.5], atol=4e-3)
+    assert clip.duration == pytest.approx(3, abs=0.1)
 
 
 def test_some_of_the_frames(long_file: Path):
