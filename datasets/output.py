@@ -56,16 +56,16 @@ class OpenShard:
 
     def finish(self) -> str:
         """Gives the shard its name and records everything up to here; returns a line that says so."""
+        if self._writer is None and not self._rejects:
+            return ""
+        line = ""
         if self._writer is not None:
-            self._progress.shards.append(self._writer.close())
+            info = self._writer.close()
+            self._progress.shards.append(info)
+            line = f"{info.name}: {info.samples} clips, {info.bytes / 1e6:.1f} MB"
         self._journal.save(self._progress, self._rejects)
         self._writer, self._rejects = None, []
-        shards = self._progress.shards
-        return (
-            f"{shards[-1].name}: {shards[-1].samples} clips, {shards[-1].bytes / 1e6:.1f} MB"
-            if shards
-            else ""
-        )
+        return line
 
     def discard(self) -> None:
         """Removes a shard that was not finished."""

@@ -1,0 +1,89 @@
+"""Statistics of prepared shards, log-mel statistics, and the contact sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.shards import make_shards, make_waveform
+from torchaudio.compliance import kaldi
+
+from datasets.fbank import measure_fbank, read_clips, spread_rows
+from datasets.index import ShardIndex
+from datasets.stats import contact_sheet, main, measure_loudness
+from datasets.table import ClipTable
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("stats") / "set", 7, 3, seconds=0.5, frames=5)
+
+
+def test_rows_are_spread():
+    assert spread_rows(10, 5) == [0, 2, 4, 6, 8]
+    assert spread_rows(3, 5) == [0, 1, 2]
+    assert spread_rows(0, 5) == []
+
+
+def test_stored_clips(folder: Path):
+    (clip,) = read_clips(folder, ClipTable.open(folder), [4])
+    assert clip.id == "clip-00004"
+    assert clip.labels == (1,)
+    assert clip.sound[:4] == b"fLaC"
+    assert [frame[:2] for frame in clip.frames] == [b"\xff\xd8"] * 5
+
+
+def test_fbank_statistics_are_those_of_all_values(folder: Path):
+    values = []
+    for number in range(7):
+        samples = torch.from_numpy(make_waveform(number, 0.5)).float() / 32768
+        settings = {"htk_compat": True, "use_energy": False, "window_type": "hanning", "num_mel_bins": 128}
+        values.append(kaldi.fbank((samples - samples.mean())[None], dither=0.0, frame_shift=10, **settings))
+    together = torch.cat(values).double()
+    stats = measure_fbank(folder, ClipTable.open(folder), 100)
+    assert stats is not None
+    assert stats.clips == 7
+    assert stats.mean == pytest.approx(together.mean().item(), abs=1e-5)
+    assert stats.std == pytest.approx(together.std(correction=0).item(), abs=1e-5)
+    fewer = measure_fbank(folder, ClipTable.open(folder), 2)
+    assert fewer is not None
+    assert fewer.clips == 2
+
+
+def test_loudness(folder: Path):
+    levels = measure_loudness(folder, ClipTable.open(folder), 3)
+    waveform = make_waveform(2, 0.5) / 32768
+    assert len(levels) == 3
+    assert levels[1].rms == pytest.approx(10 * np.log10((waveform**2).mean()), abs=1e-6)
+    assert levels[1].peak == pytest.approx(20 * np.log10(abs(waveform).max()), abs=1e-6)
+
+
+def test_contact_sheet_shows_frames_and_sound(folder: Path):
+    index, table = ShardIndex.load(folder), ClipTable.open(folder)
+    sheet = np.asarray(contact_sheet(folder, index, table, 4))
+    assert sheet.ndim == 3
+    assert (sheet[:12] == 255).all()  # margin
+    cell = sheet[12 + 30 :, 12 : 12 + 4 * 112]
+    frames, spectrogram = cell[:112], cell[112 : 112 + 128]
+    green = frames[:, :, 1].reshape(112, 4, 112).mean(axis=(0, 2))
+    assert green == pytest.approx(
+        [0, 23, 46, 69], abs=4
+    )  # frames 0 to 3 of clip 0, of five: their green tells them
+    brightness = spectrogram[:, : 4 * 50].astype(float).sum(axis=(1, 2))
+    assert 127 - int(brightness.argmax()) < 30  # a tone at 200 Hz: low, so at the bottom
+    assert (spectrogram[:, -100:] == 200).all()  # half a second on an axis of one
+
+
+def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    main([str(folder), "--sheet", str(tmp_path / "sheet.png"), "--shown", "2"])
+    output = capsys.readouterr().out
+    assert "classes: 3 of 3 have clips, 1.00 labels a clip" in output
+    assert "fewest 2, median 2, most 3" in output
+    assert "loudness of 7 clips" in output
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.size[0] > 2 * 4 * 112
+    with pytest.raises(SystemExit, match=r"datasets\.stats: .*does not exist"):
+        main([str(tmp_path / "nothing")])
