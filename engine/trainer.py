@@ -213,16 +213,14 @@ class Trainer:
             self._clips_seen += len(batch) * self.world.size
         rates = set_lr(self.engine.optimizer, self._lr())
         metrics: dict[str, torch.Tensor] = {}
-        for batch in micro_batches:
+        for number, batch in enumerate(micro_batches, start=1):
+            # Said outright: DeepSpeed's own count of micro-batches starts anew when a run is resumed.
+            self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
             values = self.engine(batch.to(self.world.device))
             self.engine.backward(values["loss"])
             for name, value in values.items():
                 metrics[name] = metrics.get(name, 0) + value.detach() / len(micro_batches)
-        stage = self.config.parallel.zero_stage
-        gradients = partition_gradients(self.engine, stage)
-        metrics["grad_norm"] = clip_gradients(
-            gradients, self.optimizer_config.clip_grad, partitioned=stage > 0
-        )
+        metrics["grad_norm"] = self._clip()
         self.engine.step()
         self.step += 1
         self._rates = rates

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+import os
+import signal
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
@@ -69,9 +71,10 @@ def make_trainer(
     train: TrainConfig,
     optimizer: OptimizerConfig | None = None,
     objective: Objective | None = None,
+    loader: Callable[[int, Collection[int]], Iterator[AVBatch]] | None = None,
     **options,
 ) -> Trainer:
-    def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+    def all_batches(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
         return micro_batches(world.rank, world.size, train.parallel, start_step, skipped)
 
     return Trainer(
@@ -79,7 +82,7 @@ def make_trainer(
         train,
         optimizer or OptimizerConfig(lr=1e-3),
         ScheduleConfig(warmup_epochs=1),
-        TrainingData(NUM_CLIPS, loader),
+        TrainingData(NUM_CLIPS, loader or all_batches),
         world,
         run,
         "model: small\n",
@@ -113,3 +116,35 @@ def _gradients(world: World, zero_stage: int, accumulation: int, clip: float | N
             grads = {name: safe_get_full_grad(p).clone() for name, p in objective.model.named_parameters()}
         engine.step()
     return {"loss": world.sum(loss) / world.size, "norm": norm, "grads": grads}
+
+
+def fit(
+    world: World,
+    run: str,
+    steps: int,
+    zero_stage: int = 0,
+    accumulation: int = 1,
+    signal_rank: int = -1,
+    signal_step: int = -1,
+) -> dict:
+    """Trains to ``steps``; one rank may send itself SIGTERM while it reads the batch of ``signal_step``."""
+    parallel = ParallelConfig(
+        global_batch_size=12, accumulation_steps=accumulation, zero_stage=zero_stage, precision="fp32"
+    )
+    train = TrainConfig(steps=steps, log_interval=1, checkpoint_interval=4, parallel=parallel)
+
+    def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+        batches = micro_batches(world.rank, world.size, parallel, start_step, skipped)
+        for number, batch in enumerate(batches):
+            if world.rank == signal_rank and number == (signal_step - start_step) * accumulation:
+                os.kill(os.getpid(), signal.SIGTERM)
+            yield batch
+
+    trainer = make_trainer(world, Path(run), train, loader=loader)
+    return {"finished": trainer.fit(), "step": trainer.step}
+
+
+def fits(runs: list[dict]) -> list[dict]:
+    """`fit`, one run after the other in one process group."""
+    with distributed() as world:
+        return [fit(world, **run) for run in runs]
