@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import sys
 
-from engine.program import run_program
+from engine.namesake import check_datasets
 
 if __name__ == "__main__":
+    check_datasets()
     from engine.config import PretrainConfig
     from engine.pretrain import pretrain
+    from engine.program import run_program
 
     sys.exit(run_program("main_pretrain.py", PretrainConfig, pretrain))

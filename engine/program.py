@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import datasets
 from datasets.shards import ShardError
 from engine.checkpoint import CheckpointError
 from engine.config import parse_config
@@ -24,7 +22,6 @@ _USER_ERRORS = (ShardError, CheckpointError, TrainingError, ValueError)
 
 def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World], bool]) -> int:
     """Parses the command line, joins the processes, runs ``main``; returns the exit status."""
-    check_datasets()
     config, config_yaml = parse_config(config_kind, name)
     setup_console(is_main=os.environ.get("RANK", "0") == "0")
     try:
@@ -34,16 +31,6 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
         logger.error("%s: %s", type(error).__name__, error)
         _end_now(1)
     return 0 if finished else EXIT_RERUN
-
-
-def check_datasets() -> None:
-    """Makes sure that ``datasets`` is Earsight's and not the Hugging Face package of that name."""
-    found, expected = Path(datasets.__file__ or "").resolve().parent, Path(__file__).resolve().parents[1] / "datasets"
-    if found != expected:
-        raise SystemExit(
-            f"'import datasets' found {found} instead of {expected}: another package of that name comes first. "
-            "Run from Earsight's own folder, or uninstall the other package in this environment"
-        )
 
 
 def _end_now(status: int) -> NoReturn:
