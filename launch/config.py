@@ -113,8 +113,8 @@ class LaunchConfig:
             )
         if self.cluster == "local" and len(self.seeds) + len(self.sweep) > 1:
             raise ValueError(
-                "seeds, sweep: cluster=local would run all of them at once on this machine; use cluster=debug "
-                "(one after another) or slurm (an array)"
+                "seeds, sweep: cluster=local would run all of them at once on this machine; use "
+                "cluster=debug (one after another) or slurm (an array)"
             )
 
     @property

@@ -18,6 +18,7 @@ import os
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 from submitit.core.job_environment import JobEnvironment
 from submitit.core.utils import DelayedSubmission
@@ -116,8 +117,8 @@ class TrainingJob:
             )
         if self.last_step is not None and reached <= self.last_step:
             raise TrainingFailedError(
-                f"no progress since the last requeue: the newest checkpoint in {self.output_dir} was and is of "
-                f"step {step}. Do a step and a checkpoint take longer than a stay on the cluster, or than "
+                f"no progress since the last requeue: the newest checkpoint in {self.output_dir} was and is "
+                f"of step {step}. Do a step and a checkpoint take longer than a stay on the cluster, or than "
                 f"warning_seconds={self.warning_seconds:.0f}?"
             )
         return DelayedSubmission(replace(self, requeues=self.requeues + 1, last_step=reached))
@@ -220,11 +221,17 @@ class TrainingJob:
         if decision.action == "requeue" and attempt.is_leader:
             self._run_again(attempt, signals)
         if decision.action == "requeue":
-            time.sleep(self.rendezvous_seconds)  # the requeue of the job ends this node's part of it
-            raise SystemExit(0)
+            self._await_requeue(signals)
         return decision.message
 
-    def _run_again(self, attempt: Attempt, signals: Signals) -> None:
+    def _await_requeue(self, signals: Signals) -> NoReturn:
+        """On the other nodes: leaving before the job is requeued could make the cluster end it as failed."""
+        until = time.monotonic() + self.rendezvous_seconds
+        while not signals.terminated and time.monotonic() < until:
+            time.sleep(0.2)
+        raise SystemExit(0)
+
+    def _run_again(self, attempt: Attempt, signals: Signals) -> NoReturn:
         try:
             self.checkpoint()
         except TrainingFailedError as error:

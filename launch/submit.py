@@ -124,8 +124,8 @@ def _refuse_what_runs_already(runs: Sequence[TrainingRun]) -> None:
         for job_id, state in job_states(records).items():
             if state not in OVER:
                 raise ValueError(
-                    f"output_dir: {run.output_dir} belongs to job {job_id}, which is {state}. Wait for it, cancel "
-                    f"it (python -m launch.cancel {run.output_dir}), or choose another output_dir"
+                    f"output_dir: {run.output_dir} belongs to job {job_id}, which is {state}. Wait for it, "
+                    f"cancel it (python -m launch.cancel {run.output_dir}), or choose another output_dir"
                 )
 
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO
 
 from launch.attempt import Rendezvous
 
@@ -94,13 +95,31 @@ class Torchrun:
     _family: dict[int, int] = field(default_factory=dict)
 
     @classmethod
-    def start(cls, command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Torchrun:
-        """Starts ``command`` in ``folder``."""
-        return cls(subprocess.Popen(list(command), env=dict(environment), cwd=folder, preexec_fn=_shield))
+    def start(
+        cls,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        folder: Path,
+        output: IO[str] | None = None,
+    ) -> Torchrun:
+        """Starts ``command`` in ``folder``; what it says goes to ``output``, or where this process's goes."""
+        process = subprocess.Popen(
+            list(command),
+            env=dict(environment),
+            cwd=folder,
+            stdout=output,
+            stderr=output,
+            preexec_fn=_shield,
+        )
+        return cls(process)
 
     def exit_code(self) -> int | None:
         """Torchrun's exit status, or None while it runs."""
         return self.process.poll()
+
+    def workers(self) -> list[int]:
+        """Process ids of the training processes, in rank order as long as numbers do not wrap around."""
+        return sorted(pid for pid, parent in _parents().items() if parent == self.process.pid)
 
     def watch(self) -> None:
         """Notes which processes belong to the training, to find them when their parent is gone."""
@@ -111,7 +130,7 @@ class Torchrun:
 
         To them alone: it would end the agent, and the loader processes below the workers.
         """
-        workers = [pid for pid, parent in _parents().items() if parent == self.process.pid]
+        workers = self.workers()
         for pid in workers:
             _send(pid, signal.SIGUSR1)
         return len(workers)

@@ -1,0 +1,234 @@
+"""Checks a run before it waits in a queue: config, data, disk, batch, and what it will need.
+
+``python -m launch.preflight --nodes 4 --processes 8 -- main_pretrain.py --config …`` runs it, on any
+machine: nothing is computed on a GPU and the model is never allocated. Exit status 0: may be submitted; 1: something
+is wrong, and the report says what; 2: it is the config itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from datasets.loader import DataConfig, open_store
+from datasets.shards import ShardError
+from engine.config import PretrainConfig, parse_config
+from engine.trainer import TrainConfig
+from models import ModelConfig, build_model, forward_flops, parameter_count
+
+#: Bytes that a transformer block keeps for its backward pass, for each token and unit of width, in 16-bit
+#: arithmetic with fused attention (Korthikanti et al., arXiv 2205.05198, eq. 2 without the attention matrices).
+_BLOCK_BYTES = 34
+
+_GB = 1e9
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the run is to be given.
+
+    Attributes:
+        nodes: Number of nodes.
+        processes: Processes, and GPUs, on each.
+        memory_gb: Memory of a GPU in 10⁹ bytes.
+        tflops: Peak of a GPU in 10¹² FLOP/s, at the run's precision.
+        mfu: Share of that peak that the training reaches.
+    """
+
+    nodes: int = 1
+    processes: int = 1
+    memory_gb: float = 80.0
+    tflops: float = 312.0
+    mfu: float = 0.3
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all nodes."""
+        return self.nodes * self.processes
+
+
+@dataclass
+class Report:
+    """Lines for people, and what is wrong."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def say(self, topic: str, text: str) -> None:
+        """Adds a line about ``topic``."""
+        self.lines.append(f"  {topic:<12}{text}")
+
+    def object(self, topic: str, problem: str) -> None:
+        """Adds a line that makes the run unfit to be submitted."""
+        self.lines.append(f"! {topic:<12}{problem}")
+        self.problems.append(problem)
+
+    def __str__(self) -> str:
+        end = (
+            f"{len(self.problems)} problems"
+            if self.problems
+            else "nothing stands against submitting this run"
+        )
+        return "\n".join([*self.lines, end])
+
+
+def check_pretraining(config: PretrainConfig, cluster: Cluster) -> Report:
+    """All checks and estimates for a pretraining run."""
+    report = Report()
+    clips = _check_data(config.data, config.train, report)
+    micro_batch = _check_batch(config.train, cluster, report)
+    with torch.device("meta"):
+        parameters = parameter_count(build_model(config.model), trainable_only=False)
+    report.say("model", f"{config.model.name}, {parameters / 1e6:.1f} million parameters")
+    _check_disk(Path(config.output_dir), parameters, config.train, report)
+    if micro_batch:
+        _check_memory(config, parameters, micro_batch, cluster, report)
+    if clips:
+        _estimate_cost(config, clips, cluster, report)
+    return report
+
+
+def _check_data(data: DataConfig, train: TrainConfig, report: Report) -> int:
+    """Opens the sets and looks at every shard; returns the clips to train on, 0 if that is not known."""
+    clips = 0
+    for name, location in (("train", data.train), ("val", data.val)):
+        if location is None:
+            continue
+        try:
+            store = open_store(data, location)
+            index, table = store.open_index()
+            store.check(index.shards)
+        except (ShardError, OSError) as error:
+            report.object(f"data.{name}", str(error))
+            continue
+        hours, shards = index.duration_seconds / 3600, len(index.shards)
+        size = f"{index.bytes / _GB:.1f} GB"
+        report.say(
+            f"data.{name}", f"{len(table)} clips, {hours:.1f} h, in {shards} shards of {size}; all there"
+        )
+        clips = len(table) if name == "train" else clips
+    if clips and clips < train.parallel.global_batch_size:
+        report.object("data.train", f"{clips} clips are fewer than one global batch; lower global_batch_size")
+    return clips
+
+
+def _check_batch(train: TrainConfig, cluster: Cluster, report: Report) -> int:
+    """The clips that a GPU computes at a time, or 0 where the global batch cannot be divided."""
+    parallel = train.parallel
+    try:
+        micro_batch = parallel.micro_batch_size(cluster.world_size)
+    except ValueError as error:
+        report.object("batch", str(error))
+        return 0
+    nodes = f"{cluster.nodes} nodes × {cluster.processes} processes"
+    parts = f"{micro_batch} clips × {parallel.accumulation_steps} micro-batches × {nodes}"
+    report.say("batch", f"{parallel.global_batch_size} = {parts}")
+    return micro_batch
+
+
+def _check_disk(run: Path, parameters: int, train: TrainConfig, report: Report) -> None:
+    """Each checkpoint: float32 weights twice (DeepSpeed's and safetensors) and Adam's two moments."""
+    one = 16 * parameters
+    needed = one * (train.keep_checkpoints + 1)
+    folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{train.keep_checkpoints} + 1 checkpoints of {one / _GB:.2f} GB = {needed / _GB:.1f} GB"
+    if needed > free:
+        report.object("disk", f"{text}, but only {free / _GB:.1f} GB are free in {folder}")
+    else:
+        report.say("disk", f"{text}; {free / _GB:.0f} GB free in {folder}")
+
+
+def state_bytes(parameters: int, world_size: int, zero_stage: int, bf16: bool) -> int:
+    """Bytes of weights, gradients and Adam's state on a GPU (arXiv 1910.02054, with float32 weights).
+
+    Stages 1 and 2 update a copy of each rank's part of the weights, which counts with Adam's moments.
+
+    Args:
+        parameters: Of the model.
+        world_size: Processes.
+        zero_stage: 1 partitions Adam's moments, 2 also the gradients.
+        bf16: Whether autocast keeps 16-bit copies of the weights.
+    """
+    gradients = 4 * parameters // (world_size if zero_stage >= 2 else 1)
+    moments = 12 * parameters // world_size if zero_stage >= 1 else 8 * parameters
+    return 4 * parameters + gradients + moments + (2 * parameters if bf16 else 0)
+
+
+def activation_bytes(model: ModelConfig, contrast: bool, bf16: bool) -> int:
+    """Bytes that one clip's forward pass keeps for the backward pass; an estimate."""
+    arch = model.architecture
+    kept = model.num_kept_audio + model.num_kept_visual
+    tokens = model.num_audio_tokens + model.num_visual_tokens
+    passes = arch.modality_depth + arch.joint_depth * (2 if contrast else 1)
+    encoder = passes * kept * arch.embed_dim
+    decoder = arch.decoder_depth * tokens * arch.decoder_embed_dim
+    wide = 1 if bf16 else 2
+    if model.activation_checkpointing:  # each block's input, and one block in full
+        whole = max(kept * arch.embed_dim, tokens * arch.decoder_embed_dim)
+        return 4 * (encoder + decoder) + wide * _BLOCK_BYTES * whole
+    return wide * _BLOCK_BYTES * (encoder + decoder)
+
+
+def _check_memory(
+    config: PretrainConfig, parameters: int, micro_batch: int, cluster: Cluster, report: Report
+) -> None:
+    bf16 = config.train.parallel.precision != "fp32"
+    activations = micro_batch * activation_bytes(config.model, config.objective.contrast_weight > 0, bf16)
+    chosen = config.train.parallel.zero_stage
+    for stage in (0, 1, 2):
+        state = state_bytes(parameters, cluster.world_size, stage, bf16)
+        total = (state + activations) / _GB
+        parts = f"{state / _GB:.1f} weights, gradients, Adam + {activations / _GB:.1f} activations"
+        text = f"{total:.1f} GB a GPU: {parts}"
+        if stage == chosen and total > cluster.memory_gb:
+            advice = "use more accumulation_steps, more GPUs, a higher zero_stage or activation_checkpointing"
+            report.object(f"ZeRO {stage}", f"{text}; more than its {cluster.memory_gb:.0f} GB: {advice}")
+        else:
+            report.say(f"ZeRO {stage}", text + (" (this run)" if stage == chosen else ""))
+
+
+def _estimate_cost(config: PretrainConfig, clips: int, cluster: Cluster, report: Report) -> None:
+    steps, objective = config.train.total_steps(clips), config.objective
+    samples = steps * config.train.parallel.global_batch_size
+    flops = 3 * forward_flops(
+        config.model, reconstruct=objective.reconstruction_weight > 0, contrast=objective.contrast_weight > 0
+    )
+    report.say("steps", f"{steps} steps, {samples / clips:.1f} epochs, {samples} clips")
+    report.say("FLOPs", f"{flops / 1e9:.1f} GFLOP a clip, {flops * samples:.3g} in all")
+    gpu_hours = flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
+    basis = f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
+    report.say(
+        "time",
+        f"{gpu_hours / cluster.world_size:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up",
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks what the command line says; see ``python -m launch.preflight``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(prog="python -m launch.preflight")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
+    parser.add_argument("--processes", type=int, default=1, help="processes, or GPUs, on each node")
+    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU")
+    parser.add_argument("--gpu_tflops", type=float, default=312.0, help="peak of a GPU (312: A100 in bf16)")
+    parser.add_argument("--mfu", type=float, default=0.3, help="share of the peak that is reached")
+    own = parser.parse_args(given[:cut])
+    if given[cut + 1 : cut + 2] != ["main_pretrain.py"]:
+        parser.error("preflight knows main_pretrain.py; give it and its arguments after '--'")
+    config, _ = parse_config(PretrainConfig, "main_pretrain.py", given[cut + 2 :])
+    cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)
+    report = check_pretraining(config, cluster)
+    print(report)
+    return 1 if report.problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""Submitting runs to a SLURM cluster, and doing to them what clusters do."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.runs import PRETRAIN, history, launcher, launcher_environment, losses, step_of
+
+
+@dataclass
+class Cluster:
+    """Attributes: folder: where runs are submitted from; variables: how SLURM's programs find the cluster."""
+
+    folder: Path
+    variables: dict[str, str]
+
+    def submit(self, name: str, *overrides: str, nodes: int = 2, **settings: object) -> Path:
+        """Submits a pretraining with one process a node; returns the run's folder."""
+        defaults = {"gpus_per_node": 0, "cpus_per_process": 1, "minutes": 10, "warning_seconds": 30}
+        settings = defaults | {"preflight": "false", "nodes": nodes, "name": name} | settings
+        flags = [f"--{key}={value}" for key, value in settings.items()]
+        self.run(*launcher("submit", *flags, "--", PRETRAIN, "--config", "run.yaml", *overrides))
+        return self.folder / "runs" / name
+
+    def run(self, *command: str) -> str:
+        """Runs a command on the cluster's login node and returns what it prints."""
+        done = subprocess.run(
+            command,
+            cwd=self.folder,
+            env=launcher_environment(**self.variables),
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, f"{command}:\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def wait_for_step(self, run: Path, step: int) -> None:
+        self.wait(run, lambda: step_of(run) >= step, f"step {step}")
+
+    def wait_for_end(self, run: Path, seconds: float = 240) -> list[dict]:
+        """Waits until the run has finished for good; returns its history."""
+        self.wait(
+            run, lambda: bool(history(run)) and history(run)[-1]["action"] == "finish", "its end", seconds
+        )
+        return history(run)
+
+    def wait(self, run: Path, done: Callable[[], bool], what: str, seconds: float = 120) -> None:
+        deadline = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < deadline, f"{run} did not come to {what}:\n{self.logs(run)}"
+            time.sleep(0.2)
+
+    def wait_until_idle(self) -> None:
+        """Waits until no job is left, so that a test finds both nodes free."""
+        while self.run("squeue", "--noheader").strip():
+            time.sleep(0.5)
+
+    def logs(self, run: Path) -> str:
+        files = sorted((run / "launch" / "logs").glob("*.out"))
+        return "\n".join(f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files)
+
+    def job_id(self, run: Path) -> str:
+        return self.run("squeue", "--noheader", "--array", "--format=%i", f"--name={run.name}").split()[0]
+
+    def workers(self, run: Path) -> list[int]:
+        """Process ids of the run's training processes, without their loader processes."""
+        found = {}
+        for entry in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
+                parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if f"--output_dir={run}" in words and "torch.distributed.run" not in words:
+                found[int(entry)] = parent
+        return sorted(pid for pid, parent in found.items() if parent not in found)
+
+
+def assert_same_losses(run: Path, reference: Path) -> None:
+    """Every step of the interrupted run has exactly the loss of the uninterrupted one."""
+    interrupted, expected = losses(run), losses(reference)
+    different = [step for step in expected if interrupted.get(step) != expected[step]]
+    assert not different, f"losses differ first in step {different[0]} of {len(expected)}"
+    assert interrupted.keys() == expected.keys()
