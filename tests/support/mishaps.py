@@ -1,0 +1,150 @@
+"""Trainings in which something goes wrong, for tests/test_trainer.py; each runs in real processes."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Collection, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from support.training import make_trainer, micro_batches, small_objective
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from datasets.batch import AVBatch, ReadFailure
+from engine.checkpoint import find_checkpoints, load_weights
+from engine.deepspeed_engine import ParallelConfig
+from engine.distributed import World, distributed
+from engine.objectives.cav_mae import CavMae
+from engine.runlog import RunLog, logger
+from engine.trainer import TrainConfig, TrainingError
+
+
+class Spoilt(CavMae):
+    """Not finite on the last rank in the given steps: the loss, or the gradient alone."""
+
+    steps: Collection[int] = ()
+    gradient_only = False
+    trainer = None
+    world: World
+
+    def forward(self, batch: AVBatch) -> dict[str, Tensor]:
+        values = super().forward(batch)
+        assert self.trainer is not None
+        if self.trainer.step in self.steps and self.world.rank == self.world.size - 1:
+            parameter = next(self.model.parameters())
+            # The gradient of sqrt at 0 is infinite, times 0 it is NaN; the value itself is 0.
+            nothing = (parameter * 0).sqrt().sum() * 0
+            values["loss"] = values["loss"] + (nothing if self.gradient_only else nothing + float("nan"))
+        return values
+
+
+def spoilt_runs(runs: list[dict]) -> list[dict]:
+    """For each run: the error's text or None, the steps passed over, and what the log said."""
+    with distributed() as world:
+        return [_spoilt_run(world, **run) for run in runs]
+
+
+def _spoilt_run(world: World, run: str, steps: list[int], zero_stage: int, gradient_only: bool) -> dict:
+    parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
+    train = TrainConfig(steps=8, log_interval=3, checkpoint_interval=4, keep_checkpoints=9, parallel=parallel)
+    base = small_objective()
+    objective = Spoilt(base.model, base.audio_front_end.config, base.config)
+    said = _Said()
+    logger.addHandler(said)
+    trainer = make_trainer(world, Path(run), train, objective=objective)
+    objective.steps, objective.gradient_only, objective.trainer = steps, gradient_only, trainer
+    objective.world = world
+    error = None
+    try:
+        assert trainer.fit()
+    except TrainingError as problem:
+        error = str(problem)
+    weights = [load_weights(c.path) for c in find_checkpoints(Path(run))]
+    finite = all(bool(torch.isfinite(value).all()) for state in weights for value in state.values())
+    logger.removeHandler(said)
+    return {"error": error, "skipped": sorted(trainer.skipped), "said": said.text, "finite": finite}
+
+
+class _Said(logging.Handler):
+    text = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.text += record.getMessage() + "\n"
+
+
+class _Looks(TorchDispatchMode):
+    """Notes operations that make the host wait for a number from the device, with who asked.
+
+    Adam's own count of steps is left out: it lives on the host (on a GPU the fused Adam does without).
+    """
+
+    waiting = frozenset({"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "item"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        if name in self.waiting:
+            callers = [frame.filename for frame in traceback.extract_stack()]
+            if not any("torch/optim/" in caller for caller in callers):
+                self.seen.append(f"{name} from {traceback.format_stack(limit=8)}")
+        return func(*args, **(kwargs or {}))
+
+
+def looks_in_a_step(run: str, zero_stage: int) -> list[str]:
+    """What the host waited for in one step between log intervals."""
+    with distributed() as world:
+        parallel = ParallelConfig(global_batch_size=12, accumulation_steps=2, zero_stage=zero_stage, precision="fp32")
+        train = TrainConfig(steps=9, log_interval=9, checkpoint_interval=9, parallel=parallel)
+        trainer = make_trainer(world, Path(run), train)
+        batches = trainer._batches()
+        trainer._train_step(batches)
+        with _Looks() as looks:
+            trainer._train_step(batches)
+        assert len(trainer._metrics) == 2
+        trainer.stop.close()
+        trainer.log.close()
+        return looks.seen
+
+
+def unreadable(run: str, fraction: float) -> dict:
+    """A run in which every batch has one unreadable clip."""
+    with distributed() as world:
+        parallel = ParallelConfig(global_batch_size=12, precision="fp32")
+        train = TrainConfig(steps=40, log_interval=1, checkpoint_interval=50, parallel=parallel)
+
+        def loader(start: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+            for number, batch in enumerate(micro_batches(0, 1, parallel, start, skipped)):
+                yield replace(batch, failures=[ReadFailure(f"bad{number}", "shard-000007.tar", "not a JPEG")])
+
+        trainer = make_trainer(world, Path(run), train, loader=loader)
+        trainer.data = replace(trainer.data, max_bad_fraction=fraction)
+        said = _Said()
+        logger.addHandler(said)
+        try:
+            trainer.fit()
+        except TrainingError as error:
+            return {"error": str(error), "step": trainer.step, "said": said.text}
+        return {"error": None, "step": trainer.step, "said": said.text}
+
+
+def evaluated(run: str) -> dict:
+    """A short run with an evaluation that writes a picture."""
+
+    def evaluate(objective, step: int, log: RunLog) -> dict[str, float]:
+        assert not objective.training
+        log.image("test/grey", torch.full((3, 8, 8), 100, dtype=torch.uint8), step)
+        return {"val/score": float(step)}
+
+    with distributed() as world:
+        parallel = ParallelConfig(global_batch_size=12, precision="fp32")
+        train = TrainConfig(
+            steps=6, log_interval=2, eval_interval=3, checkpoint_interval=2, keep_checkpoints=2, parallel=parallel
+        )
+        trainer = make_trainer(world, Path(run), train, evaluate=evaluate, peak_flops=1e12)
+        return {"finished": trainer.fit()}
