@@ -6,19 +6,21 @@ whatever the number of workers and ranks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import gc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.batch import AVBatch, collate
-from datasets.plan import EvaluationBatches, EvaluationPlan, SamplePlan, TrainingBatches, WindowShuffle
+from datasets.plan import EvaluationBatches, EvaluationPlan, SamplePlan, TrainingBatches
 from datasets.reader import ClipReader, FrameChoice, all_frames, middle_frame, random_frame
 from datasets.remote import ShardStore, is_url
+from datasets.sampling import MixupReader, SamplingConfig, collate_mixed, epoch_order, subset_rows
 
 __all__ = [
     "DataConfig",
@@ -95,6 +97,7 @@ def train_loader(
     choose_frames: FrameChoice | None = random_frame,
     image_size: int = 224,
     num_samples: int = NUM_SAMPLES,
+    sampling: SamplingConfig | None = None,
 ) -> DataLoader[AVBatch]:
     """A rank's micro-batches from ``start_step`` on, ``num_micro_batches`` to a step.
 
@@ -116,6 +119,8 @@ def train_loader(
         choose_frames: Which frames to read; None for none.
         image_size: Side of the frames in pixels.
         num_samples: Length to which waveforms are cut or padded.
+        sampling: How clips are drawn and mixed; None is each clip once an epoch. With mixup the batches are
+            ``MixedBatch`` and ``loader.dataset.reader`` is the ``ClipReader``.
 
     Raises:
         ShardError: The set is missing, damaged, or not what its index says.
@@ -125,7 +130,8 @@ def train_loader(
     store = open_store(config, config.train)
     reader = ClipReader(store, audio=audio, choose_frames=choose_frames, image_size=image_size)
     _check_cache(config, reader)
-    order = WindowShuffle(reader.table.shard_sizes, seed, config.shuffle_window)
+    sampling = sampling or SamplingConfig()
+    order = epoch_order(reader.table, sampling, seed, config.shuffle_window)
     batches = TrainingBatches(
         SamplePlan(order, seed, global_batch_size),
         rank=rank,
@@ -135,7 +141,11 @@ def train_loader(
         num_steps=num_steps,
         skipped_steps=skipped_steps,
     )
-    return _loader(config, reader, batches, num_samples)
+    if sampling.mixup:
+        pool = subset_rows(reader.table, sampling.max_clips, seed)
+        mixing = MixupReader(reader, pool, sampling)
+        return _loader(config, mixing, batches, partial(collate_mixed, **_shape(reader, num_samples)))
+    return _loader(config, reader, batches, partial(collate, **_shape(reader, num_samples)))
 
 
 def evaluation_loader(
@@ -149,6 +159,7 @@ def evaluation_loader(
     choose_frames: FrameChoice | None = middle_frame,
     image_size: int = 224,
     num_samples: int = NUM_SAMPLES,
+    whole_batches: bool = False,
 ) -> DataLoader[AVBatch]:
     """A rank's share of a set, each clip once over all ranks.
 
@@ -166,6 +177,7 @@ def evaluation_loader(
         choose_frames: Which frames to read; None for none.
         image_size: Side of the frames in pixels.
         num_samples: Length to which waveforms are cut or padded.
+        whole_batches: See ``EvaluationPlan``.
 
     Raises:
         ShardError: The set is missing, damaged, or not what its index says.
@@ -178,19 +190,35 @@ def evaluation_loader(
         image_size=image_size,
         substitutes=False,
     )
-    batches = EvaluationBatches(EvaluationPlan(len(reader), batch_size, rank, world_size))
-    return _loader(config, reader, batches, num_samples)
+    batches = EvaluationBatches(EvaluationPlan(len(reader), batch_size, rank, world_size, whole_batches))
+    return _loader(config, reader, batches, partial(collate, **_shape(reader, num_samples)))
+
+
+def _shape(reader: ClipReader, num_samples: int) -> dict[str, int]:
+    return {"num_samples": num_samples, "num_classes": reader.table.num_classes}
+
+
+class _Loader(DataLoader[Any]):
+    """A ``DataLoader`` whose workers don't inherit garbage.
+
+    FFmpeg's threads live until their decoder is collected. A worker that is forked before that and then
+    collects its copy waits for ever for threads which no fork copies.
+    """
+
+    def __iter__(self) -> Any:
+        pass  # gc.collect()
+        return super().__iter__()
 
 
 def _loader(
-    config: DataConfig, reader: ClipReader, batches: Sampler[Any], num_samples: int
+    config: DataConfig, reader: Dataset[Any], batches: Sampler[Any], collate_fn: Callable[..., AVBatch]
 ) -> DataLoader[AVBatch]:
     workers = config.num_workers
-    loader = DataLoader(
+    loader = _Loader(
         reader,
         batch_sampler=batches,
         num_workers=workers,
-        collate_fn=partial(collate, num_samples=num_samples, num_classes=reader.table.num_classes),
+        collate_fn=collate_fn,
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch_factor if workers else None,
         persistent_workers=bool(workers),

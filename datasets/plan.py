@@ -242,12 +242,16 @@ class EvaluationPlan:
         batch_size: Clips to a batch of one rank.
         rank: This process among ``world_size``.
         world_size: Number of ranks.
+        whole_batches: Ranks share the batches of a single process instead of rows, and may differ by one
+            batch. A clip then has the same neighbours for every number of ranks, so its numbers, whose last
+            bits depend on the shape of a batch, are the same too.
     """
 
     num_rows: int
     batch_size: int
     rank: int = 0
     world_size: int = 1
+    whole_batches: bool = False
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.world_size)
@@ -257,8 +261,10 @@ class EvaluationPlan:
     @property
     def rows(self) -> range:
         """This rank's rows."""
-        first, last = (self.num_rows * part // self.world_size for part in (self.rank, self.rank + 1))
-        return range(first, last)
+        unit = self.batch_size if self.whole_batches else 1
+        parts = -(-self.num_rows // unit)
+        first, last = (parts * part // self.world_size * unit for part in (self.rank, self.rank + 1))
+        return range(min(first, self.num_rows), min(last, self.num_rows))
 
     def __len__(self) -> int:
         """Number of this rank's batches."""
