@@ -62,6 +62,12 @@ class PretrainConfig:
                 f"fbank.target_length is {self.fbank.target_length} and model.audio_length {self.model.audio_length}: "
                 "they are the same length and must be equal"
             )
+        mask = self.model.mask
+        if self.objective.reconstruction_weight > 0 and not (mask.audio_ratio > 0 and mask.visual_ratio > 0):
+            raise ValueError(
+                "model.mask.audio_ratio and model.mask.visual_ratio must be above 0 while "
+                "objective.reconstruction_weight is: there would be nothing to reconstruct"
+            )
         if self.fbank.num_mel_bins != self.model.num_mel_bins:
             raise ValueError(
                 f"fbank.num_mel_bins is {self.fbank.num_mel_bins} and model.num_mel_bins {self.model.num_mel_bins}: "

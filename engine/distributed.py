@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
+from engine.memory import keep_freed_memory
+
 
 @dataclass(frozen=True)
 class World:
@@ -94,6 +96,8 @@ def _join(timeout: timedelta) -> World:
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
     deepspeed = import_deepspeed()
     deepspeed.init_distributed(
         "nccl" if cuda else "gloo",

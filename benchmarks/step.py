@@ -1,0 +1,133 @@
+"""Times a full training step (front end, forward, losses, backward, clipping, Adam) and says how well it uses the device.
+
+    python benchmarks/step.py --model cav_mae_base --batch 8 --precision bf16
+    torchrun --nproc_per_node 8 benchmarks/step.py --batch 64 --precision bf16 --compile
+
+Utilisation is against a large matrix product of the same precision timed between the steps of the same run, so that it
+holds on a machine whose speed drifts. FLOPs are the model's, as the literature counts them (`models.flops`): linear
+layers, three times forward, removed tokens not counted in the encoder, attention products not counted. Prints a table
+and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from datasets.batch import AVBatch
+from engine.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
+from engine.distributed import World, distributed
+from engine.objectives.cav_mae import CavMae, CavMaeConfig
+from engine.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from engine.peak import measured_peak_flops
+from models import FbankConfig, ModelConfig, build_model, list_models
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--model", default="cav_mae_base", choices=list_models())
+    parser.add_argument("--batch", type=int, default=8, help="clips a process and micro-batch")
+    parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
+    parser.add_argument("--zero_stage", type=int, default=0, choices=[0, 1, 2])
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument("--steps", type=int, default=5, help="timed steps, after three that are not")
+    options = parser.parse_args()
+    with distributed() as world:
+        result = measure(world, options)
+    if world.is_main:
+        print("\n".join(f"{name:32}{value}" for name, value in result.items()))
+        print(json.dumps(result))
+
+
+def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
+    config = ModelConfig(options.model, activation_checkpointing=options.checkpointing)
+    torch.manual_seed(0)
+    objective = CavMae(build_model(config), FbankConfig(), CavMaeConfig()).to(world.device)
+    if options.compile:
+        objective.model.compile()
+    parallel = ParallelConfig(
+        options.batch * world.size, zero_stage=options.zero_stage, precision=options.precision
+    )
+    optimizer = build_optimizer(OptimizerConfig(clip_grad=1.0), objective.model, objective.no_weight_decay())
+    engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+    batches = [make_batch(options.batch, config, world, number) for number in range(4)]
+    seconds, peaks = [], []
+    for number in range(options.steps + 3):
+        peaks.append(measured_peak_flops(world.device, options.precision == "bf16", repeats=3))
+        seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
+    step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
+    ratios = [options.batch * objective.flops_per_sample() / s / p for s, p in zip(seconds, peaks, strict=True)]
+    return {
+        "model": options.model,
+        "batch": options.batch,
+        "processes": world.size,
+        "precision": options.precision,
+        "zero_stage": options.zero_stage,
+        "compile": options.compile,
+        "activation_checkpointing": options.checkpointing,
+        "seconds_per_step": round(step, 4),
+        "samples_per_second": round(options.batch * world.size / step, 2),
+        "gflop_per_sample": round(objective.flops_per_sample() / 1e9, 1),
+        "matmul_tflops": round(peak / 1e12, 3),
+        "mfu": round(statistics.median(ratios[3:]), 3),
+        "peak_memory_gb": round(peak_memory(world) / 1e9, 2),
+        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def timed_step(engine, zero_stage: int, batch: AVBatch, world: World) -> float:
+    synchronize(world)
+    start = time.perf_counter()
+    loss = engine(batch)["loss"]
+    engine.backward(loss)
+    clip_gradients(partition_gradients(engine, zero_stage), 1.0, partitioned=zero_stage > 0)
+    engine.step()
+    synchronize(world)
+    return time.perf_counter() - start
+
+
+def make_batch(size: int, config: ModelConfig, world: World, number: int) -> AVBatch:
+    """Ten seconds of noise and a noisy frame for each clip; other clips on every rank and in every batch."""
+    generator = torch.Generator().manual_seed(number * world.size + world.rank)
+    rows = torch.arange(size)
+    batch = AVBatch(
+        ids=[str(row) for row in range(size)],
+        rows=rows,
+        seeds=torch.randint(2**62, (size,), generator=generator),
+        waveform=torch.randint(-9000, 9000, (size, 160000), generator=generator, dtype=torch.int16),
+        num_samples=torch.full((size,), 160000),
+        frames=torch.randint(
+            0, 256, (size, 1, 3, config.image_size, config.image_size), generator=generator, dtype=torch.uint8
+        ),
+    )
+    return batch.to(world.device)
+
+
+def synchronize(world: World) -> None:
+    if world.device.type == "cuda":
+        torch.cuda.synchronize()
+    world.barrier()
+
+
+def peak_memory(world: World) -> int:
+    """Bytes: of the device on a GPU, of the process on a CPU."""
+    if world.device.type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()
