@@ -206,7 +206,7 @@ class _Loader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
-        pass  # gc.collect()
+        gc.collect()
         return super().__iter__()
 
 

@@ -149,7 +149,7 @@ class ShardStore:
         """Removes the shards that were not in use for the longest time until ``needed`` bytes fit."""
         if needed > self.cache_bytes:
             raise ShardError(
-                f"a shard of {needed} bytes does not fit a cache of {self.cache_bytes}: raise cache_gb"
+                f"a shard of {needed} bytes does not fit the cache of {self.cache_bytes} bytes (cache_gb)"
             )
         files = []
         for path in self._cache().iterdir():
