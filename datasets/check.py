@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
-from datasets.index import ShardIndex
+from datasets.index import ShardIndex, label_ids
 from datasets.output import finished_sets
 from datasets.pool import Failure, map_in_order
 from datasets.scan import ScannedSample, scan_shard
@@ -172,13 +172,18 @@ def _compare_sizes(folder: Path, index: ShardIndex) -> list[str]:
 
 
 def _compare_labels(folder: Path, index: ShardIndex, report: Report) -> list[str]:
-    found = Counter(dict.fromkeys((label.name for label in index.labels), 0))
+    ids = label_ids(index.labels)
+    found: Counter[int] = Counter()
+    problems = []
     for label, count in report.labels.items():
-        found[index.labels[label].name if isinstance(label, int) else label] += count
-    return [
-        f"{folder}: {found[label.name]} clips of class {label.name!r}, the index says {label.count}"
-        for label in index.labels
-        if found[label.name] != label.count
+        if label in ids:
+            found[ids[label]] += count
+        else:
+            problems.append(f"{folder}: {count} clips have label {label!r}, which the index does not know")
+    return problems + [
+        f"{folder}: {found[i]} clips of class {label.name!r}, the index says {label.count}"
+        for i, label in enumerate(index.labels)
+        if found[i] != label.count
     ]
 
 
