@@ -36,7 +36,9 @@ class PretrainConfig:
         data: Training and validation shards, and how they are read.
         output_dir: The run's folder. A run that is there already is resumed.
         seed: Weights, order of clips, frames, masks and augmentation derive from it.
-        init: Weights to begin with: a run, a checkpoint or a safetensors file of the same model; null draws them.
+        init: Weights to begin with (docs/weights.md): a run, a checkpoint, a published CAV-MAE or ImageNet MAE file,
+            ``timm:NAME:FILE``, a DeepSpeed folder; null draws them.
+        init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``decoder.*``.
         model: The model's size.
         fbank: The spectrogram's settings; its length and bins must be the model's.
         objective: The losses.
@@ -49,6 +51,7 @@ class PretrainConfig:
     output_dir: str = "runs/pretrain"
     seed: int = 0
     init: str | None = None
+    init_allow: tuple[str, ...] = ()
     model: ModelConfig = field(default_factory=ModelConfig)
     fbank: FbankConfig = field(default_factory=FbankConfig)
     objective: CavMaeConfig = field(default_factory=CavMaeConfig)
@@ -93,10 +96,10 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
         parser.link_arguments(f"model.{source}", f"fbank.{target}")
     given = list(sys.argv[1:] if arguments is None else arguments)
     parsed = parser.parse_args([f"--{word}" if _OVERRIDE.match(word) else word for word in given])
-    text = parser.dump(parsed, skip_none=False, skip_link_targets=False)
+    text = parser.dump(parsed, skip_unset=False, skip_link_targets=False)
     parsed.pop("config", None)
     try:
-        return kind(**vars(parser.instantiate_classes(parsed))), text
+        return kind(**vars(parser.instantiate(parsed))), text
     except ValueError as error:
         parser.error(str(error))
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from datasets.batch import AVBatch
 from datasets.loader import evaluation_loader, train_loader
-from engine.checkpoint import load_weights
 from engine.config import PretrainConfig, save_config
 from engine.distributed import World
 from engine.objectives.base import Objective
@@ -22,6 +21,8 @@ from engine.retrieval import cross_modal_retrieval
 from engine.runlog import RunLog, logger
 from engine.trainer import Trainer, TrainingData
 from models import build_model, parameter_count
+from models.initialize import initialize
+from models.weights import read_weights
 
 #: Held-out clips in the pictures of reconstructions.
 _PICTURED = 4
@@ -72,7 +73,7 @@ def build_objective(config: PretrainConfig) -> CavMae:
     torch.manual_seed(config.seed)
     model = build_model(config.model)
     if config.init is not None:
-        model.load_state_dict(load_weights(Path(config.init)))
+        logger.info("%s", initialize(model, read_weights(config.init), config.init_allow))
     return CavMae(model, config.fbank, config.objective)
 
 

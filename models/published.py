@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from models.classifier import AudioVisualClassifier
 from models.config import PRESETS, Architecture, ModelConfig
+from models.files import read_file
 from models.mae import AudioVisualMAE
 
 PUBLISHED_EPS = 1e-5
@@ -49,7 +49,7 @@ _NAMES = [
     ]
 ]
 _LETTERS = {"audio": "a", "visual": "v"}
-_NEVER_USED = re.compile(r"(blocks_a|blocks_v|decoder_blocks)\.\d+\.norm[12]_[av]\.(weight|bias)")
+NEVER_USED = re.compile(r"(blocks_a|blocks_v|decoder_blocks)\.\d+\.norm[12]_[av]\.(weight|bias)")
 
 
 @dataclass(frozen=True)
@@ -82,15 +82,10 @@ def read_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
     """A file of named tensors: safetensors, or ``torch.save`` read without executing anything in it.
 
     Raises:
-        ValueError: The file holds something else than named tensors.
+        UnsafeFileError: The file holds more than tensors; nothing of it was run.
+        WeightsError: The file is damaged, or holds something else than named tensors.
     """
-    path = Path(path)
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} does not hold a plain mapping of names to tensors")
-    return dict(state)
+    return read_file(Path(path)).tensors
 
 
 def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,7 +171,7 @@ def load_published(
     names = {name: published_name(name) for name in model.state_dict()}
     missing = sorted(set(names.values()) - set(state))
     left = sorted(set(state) - set(names.values()))
-    foreign = [name for name in left if not _NEVER_USED.fullmatch(name)]
+    foreign = [name for name in left if not NEVER_USED.fullmatch(name)]
     if missing or foreign:
         raise ValueError(
             f"not the published model's names: missing {missing or 'none'}, unknown {foreign or 'none'}"

@@ -1,6 +1,5 @@
 """Published names, both ways and strictly."""
 
-import pickle
 from pathlib import Path
 
 import pytest
@@ -10,6 +9,7 @@ from support.small_models import SMALL, small_model
 
 from models import ModelConfig
 from models.classifier import AudioVisualClassifier
+from models.files import UnsafeFileError
 from models.published import infer_config, load_published, read_tensors, to_published
 
 REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"
@@ -68,7 +68,7 @@ def test_loading_runs_no_code(tmp_path):
             return (Path.touch, (tmp_path / "ran",))
 
     torch.save({"module.norm.weight": Payload()}, tmp_path / "bad.pth")
-    with pytest.raises(pickle.UnpicklingError):
+    with pytest.raises(UnsafeFileError, match="refused"):
         load_published(tmp_path / "bad.pth")
     assert not (tmp_path / "ran").exists()
 

@@ -1,0 +1,192 @@
+"""Named tensors out of files and folders of others, without ever running what is in them.
+
+safetensors files hold nothing but tensors. ``torch.save`` files are pickles: they are read with torch's
+restricted unpickler, and one that holds more than tensors and plain values is refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch._weights_only_unpickler import UnpicklingError
+
+WEIGHTS_NAME = "model.safetensors"
+_CHECKPOINT = re.compile(r"step_\d{8}")
+_CHECKPOINT_FILES = (WEIGHTS_NAME, "config.yaml", "state.json")
+_DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
+# Where other programs keep the weights within what they save, beside optimizer, epoch and arguments.
+_WRAPPERS = ("model", "state_dict", "module")
+# Names of wrapping modules, in front of every key: data parallelism, an objective, torch.compile.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+class WeightsError(ValueError):
+    """Weights that can't be used, with the file, what is wrong, and what to do."""
+
+
+class UnsafeFileError(WeightsError):
+    """A file that holds more than tensors, and would have to run code to be read."""
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        tensors: By name, without prefixes that all of them have.
+        metadata: Of a safetensors file.
+        left: What else is in it, by name, with why it is no weight.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+
+def locate(path: Path) -> Path:
+    """The file of weights that a file or folder stands for.
+
+    A run stands for its newest complete checkpoint, a checkpoint or exported folder for its
+    ``model.safetensors``, DeepSpeed's folder for its model states.
+
+    Raises:
+        WeightsError: There is none, or it is one that can't be read safely.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path}: there is no such file or folder")
+    if (path / "checkpoints").is_dir():
+        return newest_checkpoint(path) / WEIGHTS_NAME
+    if (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
+    if path.name == "deepspeed" and (path.parent / WEIGHTS_NAME).is_file():
+        return path.parent / WEIGHTS_NAME  # an Earsight checkpoint has the plain weights beside DeepSpeed's
+    return _deepspeed_states(path)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of a run's newest complete checkpoint.
+
+    Raises:
+        WeightsError: It has none.
+    """
+    complete = [
+        folder
+        for folder in sorted((run / "checkpoints").iterdir())
+        if _CHECKPOINT.fullmatch(folder.name) and all((folder / name).is_file() for name in _CHECKPOINT_FILES)
+    ]
+    if not complete:
+        raise WeightsError(f"{run}: the run has no complete checkpoint yet")
+    return complete[-1]
+
+
+def _deepspeed_states(folder: Path) -> Path:
+    """The model states in a folder that DeepSpeed wrote with ZeRO 0, 1 or 2; these stages keep them whole."""
+    if (folder / "latest").is_file():
+        tag = (folder / "latest").read_text().strip()
+        if Path(tag).name != tag or not (folder / tag).is_dir():
+            raise WeightsError(f"{folder}: its file `latest` names {tag!r}, which is no folder in it")
+        folder = folder / tag
+    if any(folder.glob("zero_pp_rank_*_model_states.pt")):
+        raise WeightsError(
+            f"{folder} was written with ZeRO 3, which cuts the parameters up; merge them with DeepSpeed's "
+            f"own zero_to_fp32.py --safe_serialization and give its result"
+        )
+    parts = sorted(folder.glob("mp_rank_*_model_states.pt"))
+    if [part.name for part in parts] != [_DEEPSPEED_STATES]:
+        found = f"{len(parts)} model-parallel parts" if parts else "no weights"
+        raise WeightsError(
+            f"{folder} holds {found}; it must be a run, a checkpoint, an exported model or a DeepSpeed "
+            f"folder without model parallelism"
+        )
+    return parts[0]
+
+
+def read_file(path: Path) -> TensorFile:
+    """All tensors of a file, in float32 where they are floating point.
+
+    Raises:
+        UnsafeFileError: It holds more than tensors and plain values; nothing in it was run.
+        WeightsError: It is damaged, or holds no mapping of names to tensors.
+    """
+    file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not file.tensors:
+        raise WeightsError(f"{path} holds no tensors")
+    tensors = {name: _float32(value) for name, value in _without_prefixes(file.tensors).items()}
+    return TensorFile(path, tensors, file.metadata, file.left)
+
+
+def _read_safetensors(path: Path) -> TensorFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            return TensorFile(path, tensors, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} can't be read as safetensors: {error}") from error
+
+
+def _read_torch(path: Path) -> TensorFile:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise _refusal(path, str(error)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} can't be read as a torch.save file: {reason}") from error
+    left: dict[str, str] = {}
+    while isinstance(content, Mapping):
+        inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        left |= {str(key): "not weights: beside them in the file" for key in content if key != inner}
+        content = content[inner]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} does not hold a plain mapping of names to tensors")
+    return TensorFile(path, {str(name): value for name, value in content.items()}, left=left)
+
+
+def _refusal(path: Path, message: str) -> WeightsError:
+    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class ([\w.]+)", message)
+    if found is None and "unsupported operand" not in message.lower():
+        return WeightsError(f"{path} is not a file of tensors that torch.save or safetensors wrote")
+    what = found.group(1) if found else "instructions"
+    return UnsafeFileError(
+        f"{path} is refused: beside tensors it holds {what}, and to read that would run code. Nothing of "
+        f"it was run. Ask whoever made it for a safetensors file, or for the bare state dict"
+    )
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in (p for p in _PREFIXES * 2 if all(name.startswith(p) for name in tensors)):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.detach().float() if value.is_floating_point() else value.detach()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        WeightsError: It is none.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} does not hold a JSON object")
+    return value
