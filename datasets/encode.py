@@ -36,7 +36,7 @@ class EncodeSettings:
 
     Attributes:
         media: Sampling rate, number and size of frames.
-        audio_format: FLAC, or 16-bit WAV: 1.7 times larger, several times faster to decode.
+        audio_format: FLAC, or 16-bit WAV: 1.3 to 1.7 times larger, several times faster to decode.
         jpeg_quality: Of the frames, 1-95.
         clip_seconds: Files without a segment of their own are cut into consecutive clips of this length; a
             last piece shorter than half of it is left out, one file gives one clip at least. Null takes whole

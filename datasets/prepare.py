@@ -290,7 +290,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("out", type=str, help="folder for the shards; splits get folders of their own in it")
     parser.add_class_arguments(PrepareConfig, skip={"source", "out"})
-    config = PrepareConfig(**vars(parser.instantiate(parser.parse_args(arguments))))
+    options = parser.instantiate(parser.parse_args(arguments))
+    try:
+        config = PrepareConfig(**vars(options))
+    except ValueError as error:
+        parser.error(str(error))
     try:
         prepare(config)
     except (PrepareError, LabelFileError, ShardError) as error:

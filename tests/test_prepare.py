@@ -271,6 +271,9 @@ def test_command_line(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main([str(films), str(tmp_path / "out"), "--media.num_framez", "3"])
     assert "num_framez" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([str(films), str(tmp_path / "out"), "--jpeg_quality=100"])
+    assert "jpeg_quality must be 1 to 95, got 100" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"datasets\.prepare: .*does not exist"):
         main([str(tmp_path / "nowhere"), str(tmp_path / "out")])
     main([str(films), str(tmp_path / "out"), "--num_workers=1", "--media.num_frames=2", "--min_seconds=0.5"])
