@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from engine.objectives.base import LrGroup
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,32 @@ class OptimizerConfig:
 
 
 def build_optimizer(
-    config: OptimizerConfig, module: nn.Module, no_weight_decay: set[str]
+    config: OptimizerConfig,
+    module: nn.Module,
+    no_weight_decay: set[str],
+    lr_groups: Mapping[str, LrGroup] | None = None,
 ) -> torch.optim.Optimizer:
-    """Adam over ``module`` in groups ``decay`` and ``no_decay``.
+    """Adam over ``module`` in groups ``decay`` and ``no_decay``, with such a pair for each of ``lr_groups``.
 
     Args:
         config: The settings.
         module: Its parameters that require a gradient are optimised.
         no_weight_decay: Names of parameters without decay, beside all vectors and scalars (norms and biases).
+        lr_groups: By name, the parameters whose rate is not the schedule's.
     """
-    decay, no_decay = [], []
+    groups: dict[str, dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            (no_decay if parameter.ndim <= 1 or name in no_weight_decay else decay).append(parameter)
-    groups = [
-        {"params": decay, "weight_decay": config.weight_decay, "name": "decay", "lr_scale": 1.0},
-        {"params": no_decay, "weight_decay": 0.0, "name": "no_decay", "lr_scale": 1.0},
-    ]
+        if not parameter.requires_grad:
+            continue
+        prefix, scale = (lr_groups or {}).get(name, LrGroup("", 1.0))
+        decays = parameter.ndim > 1 and name not in no_weight_decay
+        group = "_".join(word for word in (prefix, "decay" if decays else "no_decay") if word)
+        weight_decay = config.weight_decay if decays else 0.0
+        settings = {"params": [], "weight_decay": weight_decay, "name": group, "lr_scale": scale}
+        groups.setdefault(group, settings)["params"].append(parameter)
     kind = torch.optim.AdamW if config.decoupled else torch.optim.Adam
     fused = torch.cuda.is_available() or None
-    return kind(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return kind(list(groups.values()), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:

@@ -6,8 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-#: Rows of the similarity matrix that are held at a time: 1024 × 100,000 float32 are 400 MB.
-_BLOCK = 1024
+#: Similarities held at a time: 2^26 float32 are 268 MB, 671 queries against 100,000 clips.
+_BLOCK = 1 << 26
+#: Products of equal vectors differ in the last bits; smaller differences of similarity are ties.
+_TIE = 1e-6
 
 
 def retrieval_metrics(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
@@ -29,32 +31,113 @@ def retrieval_metrics(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1
 
     Returns:
         ``r1``, ``r5``, ... in 0 … 1 and ``median_rank``, from 1.
+
+    Raises:
+        ValueError: An embedding is not finite.
     """
-    queries, gallery = F.normalize(queries.float(), dim=-1), F.normalize(gallery.float(), dim=-1)
+    queries, gallery = _normalized(queries, gallery)
     above, tied = [], []
-    for start in range(0, len(queries), _BLOCK):
-        similarity = queries[start : start + _BLOCK] @ gallery.T
+    step = _block_rows(gallery)
+    for start in range(0, len(queries), step):
+        similarity = queries[start : start + step] @ gallery.T
         rows = torch.arange(len(similarity), device=similarity.device)
         match = similarity[rows, start + rows].unsqueeze(1)
-        # Products of equal vectors differ in the last bits; such differences are ties.
-        above.append((similarity > match + 1e-6).sum(1))
-        tied.append(((similarity - match).abs() <= 1e-6).sum(1))
+        above.append((similarity > match + _TIE).sum(1))
+        tied.append((similarity >= match - _TIE).sum(1) - above[-1])
     above, tied = torch.cat(above).double(), torch.cat(tied).double()
     metrics = {f"r{k}": ((k - above) / tied).clamp(0, 1).mean().item() for k in ks}
     metrics["median_rank"] = (1 + above + (tied - 1) / 2).median().item()
     return metrics
 
 
-def cross_modal_retrieval(audio: Tensor, visual: Tensor) -> dict[str, float]:
+def class_retrieval_map(queries: Tensor, gallery: Tensor, labels: Tensor) -> float:
+    """Mean average precision of finding clips of a class: relevant is what shares a label with the query.
+
+    ::
+
+        AP of a query = Σ over ranks of precision × (recall gained)     # equal similarities share a rank
+
+    So an embedding that is the same for every clip scores the share of relevant clips. Queries without a label
+    are left out.
+
+    Args:
+        queries: (N, D), not normalised.
+        gallery: (N, D), not normalised; the query's own clip is part of it.
+        labels: (N, C) 0 or 1, of both.
+
+    Returns:
+        The mean over queries, in 0 … 1.
+
+    Raises:
+        ValueError: An embedding is not finite, or no clip has a label.
+    """
+    queries, gallery = _normalized(queries, gallery)
+    labels = labels.to(queries)
+    total, count = torch.zeros((), dtype=torch.float64), 0
+    # Sorting takes several times the block's memory.
+    step = max(1, _block_rows(gallery) // 8)
+    for start in range(0, len(queries), step):
+        # Whole multiples of the tolerance, so that what differs in the last bits is equal.
+        similarity = (queries[start : start + step] @ gallery.T / _TIE).round_()
+        relevant = (labels[start : start + step] @ labels.T).clamp_max_(1)
+        ordered, order = similarity.sort(dim=1, descending=True)
+        hits = relevant.gather(1, order)
+        found = hits.cumsum(1)
+        last = _ends_of_ties(ordered)
+        precision = found.gather(1, last) / (last + 1)
+        kept = found[:, -1] > 0
+        average = (precision * hits).sum(1)[kept] / found[kept, -1]
+        total += average.double().sum().cpu()
+        count += int(kept.sum())
+    if not count:
+        raise ValueError("no clip has a label: retrieval by class has nothing to measure")
+    return (total / count).item()
+
+
+def _ends_of_ties(ordered: Tensor) -> Tensor:
+    """(B, N) place of the last of each group of equal values in rows sorted in descending order."""
+    length = ordered.shape[1]
+    ends = torch.ones_like(ordered, dtype=torch.bool)
+    ends[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
+    place = torch.arange(length, device=ordered.device).expand_as(ordered)
+    backwards = torch.where(ends, place, length).flip(1).cummin(1).values
+    return backwards.flip(1)
+
+
+def _normalized(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
+    for name, embeddings in (("query", queries), ("gallery", gallery)):
+        if not torch.isfinite(embeddings).all():
+            raise ValueError(f"a {name} embedding is not finite: nothing can be retrieved with it")
+    return F.normalize(queries.float(), dim=-1), F.normalize(gallery.float(), dim=-1)
+
+
+def _block_rows(gallery: Tensor) -> int:
+    return max(1, _BLOCK // max(1, len(gallery)))
+
+
+def cross_modal_retrieval(audio: Tensor, visual: Tensor, labels: Tensor | None = None) -> dict[str, float]:
     """`retrieval_metrics` in both directions beside chance.
 
     Args:
         audio: (N, D) audio embeddings.
         visual: (N, D) visual embeddings of the same clips.
+        labels: (N, C) 0 or 1 adds ``map``, `class_retrieval_map`, beside its chance.
 
     Returns:
         ``retrieval_a2v_*``, ``retrieval_v2a_*``, and ``retrieval_chance_r1/5/10``.
     """
     values = {f"retrieval_a2v_{name}": value for name, value in retrieval_metrics(audio, visual).items()}
     values |= {f"retrieval_v2a_{name}": value for name, value in retrieval_metrics(visual, audio).items()}
-    return values | {f"retrieval_chance_r{k}": min(1.0, k / len(audio)) for k in (1, 5, 10)}
+    values |= {f"retrieval_chance_r{k}": min(1.0, k / len(audio)) for k in (1, 5, 10)}
+    if labels is not None:
+        values["retrieval_a2v_map"] = class_retrieval_map(audio, visual, labels)
+        values["retrieval_v2a_map"] = class_retrieval_map(visual, audio, labels)
+        constant = torch.ones(len(labels), 1)
+        values["retrieval_chance_map"] = class_retrieval_map(constant, constant, labels)
+    return values
+
+
+def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
+    """(Q, count) places of the gallery's most similar clips, the best first."""
+    queries, gallery = _normalized(queries, gallery)
+    return (queries @ gallery.T).topk(min(count, len(gallery)), dim=1).indices

@@ -15,8 +15,11 @@ from pathlib import Path
 import torch
 
 from datasets.batch import AVBatch, ReadFailure
+from engine.averaging import WeightAverage
 from engine.checkpoint import (
     Checkpoint,
+    changed_settings,
+    check_model,
     find_checkpoints,
     load_checkpoint,
     make_universal,
@@ -114,6 +117,7 @@ class Trainer:
         config_yaml: The resolved config, kept beside every checkpoint.
         evaluate: Held-out evaluation, or None.
         peak_flops: What one device could do in FLOP/s, for the utilisation; None leaves it out.
+        average: Keeps the mean of the weights over epochs, or None.
     """
 
     def __init__(
@@ -128,7 +132,9 @@ class Trainer:
         config_yaml: str,
         evaluate: Evaluate | None = None,
         peak_flops: float | None = None,
+        average: WeightAverage | None = None,
     ) -> None:
+        self.average = average
         self.config, self.schedule, self.data, self.world, self.run = config, schedule, data, world, run
         self.optimizer_config, self.evaluate, self.config_yaml = optimizer, evaluate, config_yaml
         self.peak_flops = peak_flops
@@ -137,7 +143,10 @@ class Trainer:
         if config.parallel.compile:
             objective.model.compile()
         self.step = 0
-        self._resume(build_optimizer(optimizer, objective.model, objective.no_weight_decay()))
+        model = objective.model
+        self._resume(
+            build_optimizer(optimizer, model, objective.no_weight_decay(), objective.lr_groups())
+        )
         self.skipped: set[int] = self._read_skipped()
         self.log = RunLog(run if world.is_main else None, self.step, self.total_steps)
         self.stop = StopRequest(world)
@@ -179,7 +188,8 @@ class Trainer:
             evaluate = last or (config.eval_interval and self.step % config.eval_interval == 0)
             save = last or self.step % config.checkpoint_interval == 0
             stop = self.stop.agreed() and not last
-            if self.step % config.log_interval == 0 or evaluate or save or stop:
+            average = self.average is not None and self.average.due(self.step)
+            if self.step % config.log_interval == 0 or evaluate or save or stop or average:
                 bad_step = self._report()
                 if bad_step is not None:
                     self._go_back(bad_step)
@@ -187,6 +197,9 @@ class Trainer:
                     continue
             if evaluate:
                 self._evaluate()
+            if average and self.average is not None and self.world.is_main:
+                # Before the checkpoint: a run resumed from it does not take this step again.
+                self.average.update(self.objective.model, self.step)
             if save or stop:
                 self._save()
             if stop:
@@ -329,6 +342,8 @@ class Trainer:
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Builds the engine and loads the newest complete checkpoint of the run, if there is one."""
         checkpoint = self._newest()
+        if checkpoint is not None:
+            check_model(checkpoint, self.objective.model)
         stage = self.config.parallel.zero_stage
         universal = checkpoint is not None and needs_universal(checkpoint, self.world.size, stage)
         if checkpoint is not None and universal and self.world.is_main:
@@ -342,6 +357,8 @@ class Trainer:
         self.step = checkpoint.state.step
         if self.world.is_main:
             logger.info("resuming at step %d from %s", self.step, checkpoint.path)
+            for change in changed_settings(checkpoint, self.config_yaml):
+                logger.warning("changed since that checkpoint: %s", change)
 
     def _newest(self) -> Checkpoint | None:
         checkpoints = find_checkpoints(self.run) if self.world.is_main else []

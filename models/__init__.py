@@ -1,7 +1,8 @@
 """Single-device model code: encoders, masked autoencoder, losses, front ends."""
 
-from models.augment import add_noise, augment_fbank, roll_time
+from models.augment import add_noise, augment_fbank, mask_bands, mix_waveforms, roll_time
 from models.blocks import Streams
+from models.classifier import AudioVisualClassifier
 from models.config import Architecture, MaskConfig, MaskStrategy, ModelConfig
 from models.decoder import AudioVisualDecoder
 from models.encoder import AudioVisualEncoder
@@ -10,12 +11,14 @@ from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.losses import info_nce, normalize_patches, reconstruction_loss
 from models.mae import AudioVisualMAE, MAEOutput
 from models.masking import Mask, Masker
+from models.position import interpolate_positions
 from models.random import Stream, uniform
 from models.registry import build_model, create_model, list_models, register_model
 
 __all__ = [
     "Architecture",
     "AudioFrontEnd",
+    "AudioVisualClassifier",
     "AudioVisualDecoder",
     "AudioVisualEncoder",
     "AudioVisualMAE",
@@ -35,7 +38,10 @@ __all__ = [
     "create_model",
     "forward_flops",
     "info_nce",
+    "interpolate_positions",
     "list_models",
+    "mask_bands",
+    "mix_waveforms",
     "normalize_patches",
     "parameter_count",
     "reconstruction_loss",

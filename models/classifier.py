@@ -16,15 +16,23 @@ class AudioVisualClassifier(nn.Module):
         config: The encoder's.
         num_classes: Width of the logits.
         encoder: A pretrained encoder to keep; a freshly drawn one if None.
+        pool_separate: Whether, with both modalities present, the streams of each alone are pooled together
+            with the joint one (the paper finds both alike).
     """
 
     def __init__(
-        self, config: ModelConfig, num_classes: int, encoder: AudioVisualEncoder | None = None
+        self,
+        config: ModelConfig,
+        num_classes: int,
+        encoder: AudioVisualEncoder | None = None,
+        *,
+        pool_separate: bool = False,
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
         self.config = config
+        self.pool_separate = pool_separate
         self.encoder = encoder or AudioVisualEncoder(config)
         self.norm = nn.LayerNorm(config.architecture.embed_dim)
         self.head = nn.Linear(config.architecture.embed_dim, num_classes)
@@ -35,9 +43,9 @@ class AudioVisualClassifier(nn.Module):
     ) -> Tensor:
         """Logits from the modalities present.
 
-        With both, the joint stream is pooled. With one, a model trained on both averages the pooled joint
-        stream (of that modality's tokens) and the pooled stream of the modality alone; a model trained on
-        this modality only uses the latter.
+        With both, the joint stream is pooled (with ``pool_separate`` all three). With one, a model trained on
+        both averages the pooled joint stream (of that modality's tokens) and the pooled stream of the
+        modality alone; a model trained on this modality only uses the latter.
 
         Args:
             fbank: (B, T, F) normalised log-mel, or None.
@@ -48,7 +56,8 @@ class AudioVisualClassifier(nn.Module):
             (B, num_classes) logits.
         """
         both = fbank is not None and frames is not None
-        streams = self.encoder(fbank, frames, joint=both or trained_on_both, separate=not both)
+        separate = self.pool_separate or not both
+        streams = self.encoder(fbank, frames, joint=both or trained_on_both, separate=separate)
         present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
         pooled = torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
         return self.head(self.norm(pooled))

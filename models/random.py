@@ -28,6 +28,8 @@ class Stream(IntEnum):
     FBANK_NOISE_LEVEL = 4
     FBANK_ROLL = 5
     FRAME_CHOICE = 6
+    FREQUENCY_MASK = 20
+    TIME_MASK = 21
 
 
 def _shift_xor(x: Tensor, bits: int) -> Tensor:

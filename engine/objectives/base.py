@@ -6,10 +6,24 @@ a batch and returns named values.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from datasets.batch import AVBatch
+
+
+class LrGroup(NamedTuple):
+    """Parameters that learn at a rate of their own.
+
+    Attributes:
+        name: For the log.
+        scale: Their rate over the schedule's, at every step.
+    """
+
+    name: str
+    scale: float
 
 
 class Objective(nn.Module):
@@ -32,6 +46,10 @@ class Objective(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, within ``model``, without weight decay (beside norms and biases)."""
         raise NotImplementedError
+
+    def lr_groups(self) -> dict[str, LrGroup]:
+        """By name within ``model``, the parameters whose rate is not the schedule's."""
+        return {}
 
     def flops_per_sample(self) -> float:
         """FLOPs of a training step, forward and backward, for one sample."""

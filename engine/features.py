@@ -1,0 +1,85 @@
+"""Frozen features of a set, and what they are worth: retrieval, nearest neighbours, linear probes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.batch import AVBatch
+from engine.distributed import World
+from engine.runlog import logger
+from models import AudioVisualEncoder
+
+#: (B, T, F) normalised fbank and (B, 3, H, W) normalised frames of a batch.
+Inputs = Callable[[AVBatch], tuple[Tensor | None, Tensor | None]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """Mean-pooled streams of the encoder, a row a clip in the order of the set.
+
+    Attributes:
+        ids: N clip ids.
+        rows: (N,) rows in the set's table.
+        labels: (N, C) 0 or 1, or None for a set without labels.
+        streams: (N, D) float32 by stream: ``audio`` and ``visual`` alone, and ``audio_visual`` together.
+    """
+
+    ids: list[str]
+    rows: Tensor
+    labels: Tensor | None
+    streams: dict[str, Tensor]
+
+
+@torch.no_grad()
+def embed_set(
+    encoder: AudioVisualEncoder,
+    inputs: Inputs,
+    loader: Iterable[AVBatch],
+    world: World,
+    bf16: bool = False,
+) -> Features:
+    """Embeds every clip of a set once over all ranks, nothing masked; every rank calls it and gets the whole.
+
+    Args:
+        encoder: In evaluation mode.
+        inputs: From a batch to what the encoder takes.
+        loader: This rank's batches, with sound and one frame.
+        world: The processes.
+        bf16: Whether to compute in bfloat16.
+
+    Raises:
+        ValueError: No clip at all could be read.
+    """
+    parts: list[dict[str, np.ndarray]] = []
+    ids: list[str] = []
+    with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
+        for batch in loader:
+            for failure in batch.failures:
+                logger.warning("not embedded: %s in %s: %s", failure.id, failure.shard, failure.reason)
+            if not len(batch):
+                continue
+            batch = batch.to(world.device)
+            streams = encoder(*inputs(batch))
+            found = {"audio": streams.audio, "visual": streams.visual, "audio_visual": streams.joint}
+            columns = {name: value.float().mean(1) for name, value in found.items() if value is not None}
+            columns["rows"] = batch.rows
+            if batch.labels is not None:
+                columns["labels"] = batch.labels
+            parts.append({name: value.cpu().numpy() for name, value in columns.items()})
+            ids += batch.ids
+    own = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    gathered = world.gather_objects((ids, own))
+    filled = [part for part in gathered if part[1]]
+    if not filled:
+        raise ValueError("the set to embed has no clip that could be read")
+    joined = {name: np.concatenate([part[1][name] for part in filled]) for name in filled[0][1]}
+    order = np.argsort(joined["rows"], kind="stable")
+    tensors = {name: torch.from_numpy(value[order]) for name, value in joined.items()}
+    names = [name for part in filled for name in part[0]]
+    rows, labels = tensors.pop("rows"), tensors.pop("labels", None)
+    return Features([names[i] for i in order.tolist()], rows, labels, tensors)

@@ -1,0 +1,108 @@
+"""The config of a fine-tuning run, and of what is measured at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from datasets.loader import DataConfig
+from datasets.sampling import SamplingConfig
+from engine.averaging import AveragingConfig
+from engine.objectives.classification import ClassificationConfig
+from engine.optimizer import OptimizerConfig
+from engine.probes import ProbeConfig
+from engine.schedule import ScheduleConfig
+from engine.trainer import TrainConfig
+from models import FbankConfig, ModelConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on held-out clips at the end, or with ``eval_only``.
+
+    Attributes:
+        shards: The set; null is ``data.val``.
+        batch_size: Clips to a batch. Results are the same for every number of ranks, if not for every size.
+        all_frames: Average the probabilities over all stored frames; the middle frame's stand beside them.
+        missing_modality: Give a model of both modalities also each alone.
+        bootstrap: Resamples of the clips for confidence intervals; 0 for none.
+        frozen_features: Retrieval, nearest neighbours and a linear probe on the encoder's features.
+        pictures: Whether to draw the worst errors and retrieval.
+        probe: Settings of the probes.
+    """
+
+    shards: str | None = None
+    batch_size: int = 32
+    all_frames: bool = True
+    missing_modality: bool = True
+    bootstrap: int = 1000
+    frozen_features: bool = False
+    pictures: bool = True
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation.batch_size is {self.batch_size}: it must be at least 1")
+        if self.bootstrap < 0:
+            raise ValueError(f"evaluation.bootstrap is {self.bootstrap}: it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """A fine-tuning run.
+
+    Attributes:
+        data: Labelled training and validation shards, and how they are read.
+        output_dir: The run's folder. A run that is there already is resumed.
+        seed: Weights, order of clips, mixing, frames and augmentation derive from it.
+        init: A pretraining run or checkpoint whose encoders are kept; null draws them.
+        init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
+        eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
+        model: The model's size; the pretraining run's.
+        fbank: The spectrogram's settings; the pretraining run's.
+        sampling: Which clips are drawn how often, and mixed.
+        objective: Modalities, loss, head, augmentation.
+        optimizer: Adam's settings.
+        schedule: The learning rate's.
+        train: Steps, batch, precision, intervals.
+        averaging: Epochs whose weights are averaged.
+        evaluation: What is measured at the end.
+    """
+
+    data: DataConfig
+    output_dir: str = "runs/finetune"
+    seed: int = 0
+    init: str | None = None
+    init_head: bool = False
+    eval_only: bool = False
+    model: ModelConfig = field(default_factory=ModelConfig)
+    fbank: FbankConfig = field(default_factory=FbankConfig)
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    objective: ClassificationConfig = field(default_factory=ClassificationConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        if self.fbank.target_length != self.model.audio_length:
+            raise ValueError(
+                f"fbank.target_length is {self.fbank.target_length} and model.audio_length "
+                f"{self.model.audio_length}: they are the same length and must be equal"
+            )
+        if self.fbank.num_mel_bins != self.model.num_mel_bins:
+            raise ValueError(
+                f"fbank.num_mel_bins is {self.fbank.num_mel_bins} and model.num_mel_bins "
+                f"{self.model.num_mel_bins}: they must be equal"
+            )
+        if self.init_head and self.init is None:
+            raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
+        if self.eval_only and self.evaluation_shards is None:
+            raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
+        if self.train.eval_interval and self.data.val is None:
+            raise ValueError("train.eval_interval needs data.val: a set to evaluate on")
+
+    @property
+    def evaluation_shards(self) -> str | None:
+        """The set that is evaluated at the end, if any."""
+        return self.evaluation.shards or self.data.val

@@ -1,0 +1,253 @@
+"""Classification with the kept encoders: one head, whatever modalities are present, BCE or cross-entropy.
+
+The published recipe of CAV-MAE's fine-tuning: mixup of waveforms and frames, SpecAugment, noise and roll on
+the spectrogram, smoothed labels, and a head that learns at a multiple of the encoder's rate.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from datasets.batch import AVBatch
+from datasets.sampling import MixedBatch
+from engine.objectives.base import LrGroup, Objective, detached
+from models import (
+    AudioFrontEnd,
+    AudioVisualClassifier,
+    FbankConfig,
+    VisualFrontEnd,
+    augment_fbank,
+    mask_bands,
+    mix_waveforms,
+)
+
+
+class Modalities(StrEnum):
+    """What a classifier is trained on."""
+
+    audio = "audio"
+    visual = "visual"
+    audio_visual = "audio_visual"
+
+
+class LossName(StrEnum):
+    """``bce``: each class a yes or no, for clips with several labels. ``cross_entropy``: one of them."""
+
+    bce = "bce"
+    cross_entropy = "cross_entropy"
+
+
+@dataclass(frozen=True)
+class ClassificationConfig:
+    """What is trained, on what loss, with what augmentation.
+
+    Attributes:
+        modalities: What the model sees in training.
+        loss: BCE for sets with several labels a clip, cross-entropy for one label.
+        pool_separate: With both modalities, pool the streams of each alone together with the joint one.
+        freeze_encoder: Train the head alone (a linear probe).
+        head_lr_ratio: The head's learning rate over the encoder's, in every step (published: 10 to 100).
+        layer_decay: Each block's rate over that of the block after it; 1 gives all the same.
+        label_smoothing: Share of a label spread over all classes (published: 0.1).
+        freq_mask: Mel bins that SpecAugment masks at most (published: 48 of 128).
+        time_mask: Frames that it masks at most (published: 192 of 1024).
+        noise_and_roll: Noise and a roll in time on the spectrogram, as in pretraining.
+    """
+
+    modalities: Modalities = Modalities.audio_visual
+    loss: LossName = LossName.bce
+    pool_separate: bool = False
+    freeze_encoder: bool = False
+    head_lr_ratio: float = 10.0
+    layer_decay: float = 1.0
+    label_smoothing: float = 0.0
+    freq_mask: int = 0
+    time_mask: int = 0
+    noise_and_roll: bool = False
+
+    def __post_init__(self) -> None:
+        if self.head_lr_ratio <= 0:
+            raise ValueError(f"objective.head_lr_ratio is {self.head_lr_ratio}: it must be above 0")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"objective.layer_decay is {self.layer_decay}: it must lie in (0, 1]")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"objective.label_smoothing is {self.label_smoothing}: it must lie in [0, 1)")
+        for name in ("freq_mask", "time_mask"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}: it must be 0 or more")
+        if self.pool_separate and self.modalities is not Modalities.audio_visual:
+            raise ValueError("objective.pool_separate needs objective.modalities audio_visual")
+
+    @property
+    def audio(self) -> bool:
+        """Whether sound is used."""
+        return self.modalities is not Modalities.visual
+
+    @property
+    def visual(self) -> bool:
+        """Whether frames are used."""
+        return self.modalities is not Modalities.audio
+
+
+def bce_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """``mean over B and C of -(t log σ(x) + (1 - t) log(1 - σ(x)))``; both (B, C), targets in [0, 1]."""
+    return F.binary_cross_entropy_with_logits(logits.float(), targets)
+
+
+def cross_entropy_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """``mean over B of -Σ_c t_c log softmax(x)_c``; both (B, C), targets may be a mix of classes."""
+    return F.cross_entropy(logits.float(), targets)
+
+
+LOSSES = {LossName.bce: bce_loss, LossName.cross_entropy: cross_entropy_loss}
+
+
+def smooth_targets(labels: Tensor, smoothing: float) -> Tensor:
+    """``(1 - s) t + s / C``, as the published data loader smooths: (B, C) -> (B, C)."""
+    return labels * (1 - smoothing) + smoothing / labels.shape[1]
+
+
+class Classification(Objective):
+    """A classifier and its loss.
+
+    Args:
+        model: The encoders and the head.
+        fbank: The spectrogram's settings.
+        config: Modalities, loss and augmentation.
+    """
+
+    model: AudioVisualClassifier
+
+    def __init__(
+        self, model: AudioVisualClassifier, fbank: FbankConfig, config: ClassificationConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.audio_front_end = AudioFrontEnd(fbank)
+        self.visual_front_end = VisualFrontEnd()
+        if config.freeze_encoder:
+            model.encoder.requires_grad_(False)
+        self._freeze_unused()
+
+    def forward(self, batch: AVBatch) -> dict[str, Tensor]:
+        """See `Objective.forward`; B labelled clips, each with one frame, mixed if it is a `MixedBatch`."""
+        assert batch.labels is not None
+        fbank, frames = self.inputs(batch)
+        targets = batch.labels
+        if isinstance(batch, MixedBatch):
+            assert batch.weights is not None
+            assert batch.partners is not None
+            assert batch.partners.labels is not None
+            # Published: where both clips have a class, its target is the sum.
+            targets = targets * batch.weights[:, None] + batch.partners.labels * (1 - batch.weights[:, None])
+        if fbank is not None:
+            fbank = self._augment(fbank, batch.seeds)
+        logits = self.logits(fbank, frames)
+        loss = LOSSES[self.config.loss](logits, smooth_targets(targets, self.config.label_smoothing))
+        hit = targets.gather(1, logits.argmax(dim=1, keepdim=True)) > 0
+        return detached({"loss": loss, "accuracy": hit.float().mean()})
+
+    @torch.no_grad()
+    def inputs(self, batch: AVBatch, frame: int = 0) -> tuple[Tensor | None, Tensor | None]:
+        """(B, T, F) normalised fbank and (B, 3, H, W) normalised frames; None of what the batch has not.
+
+        Args:
+            batch: The clips; those of a `MixedBatch` are mixed.
+            frame: Which of its frames.
+        """
+        mixed = batch if isinstance(batch, MixedBatch) else None
+        fbank = frames = None
+        if batch.waveform is not None:
+            assert batch.num_samples is not None
+            waveform = batch.waveform if mixed is None else _mixed_waveforms(mixed)
+            fbank = self.audio_front_end(waveform, batch.num_samples)
+        if batch.frames is not None:
+            frames = self.visual_front_end(batch.frames[:, frame])
+            if mixed is not None:
+                assert mixed.partners is not None
+                assert mixed.partners.frames is not None
+                assert mixed.weights is not None
+                weights = mixed.weights[:, None, None, None]
+                others = self.visual_front_end(mixed.partners.frames[:, frame])
+                frames = weights * frames + (1 - weights) * others
+        return fbank, frames
+
+    def logits(self, fbank: Tensor | None, frames: Tensor | None) -> Tensor:
+        """(B, classes) from the modalities given: those trained on, or one of two."""
+        both = self.config.modalities is Modalities.audio_visual
+        return self.model(fbank, frames, trained_on_both=both)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(B, classes) float32 scores in 0 … 1: each class for itself (BCE), or summing to 1."""
+        bce = self.config.loss is LossName.bce
+        return logits.float().sigmoid() if bce else logits.float().softmax(dim=1)
+
+    def _augment(self, fbank: Tensor, seeds: Tensor) -> Tensor:
+        config, front_end = self.config, self.audio_front_end.config
+        # Published: masked with 0 before the normalisation.
+        silence = -front_end.mean / front_end.std
+        fbank = mask_bands(fbank, seeds, config.freq_mask, config.time_mask, silence)
+        return augment_fbank(fbank, seeds) if config.noise_and_roll else fbank
+
+    def _freeze_unused(self) -> None:
+        """Freezes what gets no gradient: the other modality's encoder, norms of streams not pooled."""
+        size = self.model.config
+        fbank = torch.zeros(1, size.audio_length, size.num_mel_bins) if self.config.audio else None
+        frames = torch.zeros(1, 3, size.image_size, size.image_size) if self.config.visual else None
+        self.logits(fbank, frames).sum().backward()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(parameter.grad is not None)
+            parameter.grad = None
+
+    def no_weight_decay(self) -> set[str]:
+        """See `Objective.no_weight_decay`."""
+        return self.model.no_weight_decay()
+
+    def lr_groups(self) -> dict[str, LrGroup]:
+        """The head at ``head_lr_ratio``, blocks at ``layer_decay`` to the power of their distance from it."""
+        groups = {}
+        last = self._depth(None)
+        for name, _ in self.model.named_parameters():
+            if not name.startswith("encoder."):
+                groups[name] = LrGroup("head", self.config.head_lr_ratio)
+            elif self.config.layer_decay < 1:
+                depth = self._depth(name)
+                groups[name] = LrGroup(f"layer{depth:02d}", self.config.layer_decay ** (last - depth))
+        return groups
+
+    def _depth(self, name: str | None) -> int:
+        """0 for the embeddings, then one for each block on a token's way; of None, of what follows them."""
+        arch = self.model.config.architecture
+        words = (name or "").split(".")
+        if "blocks" in words:
+            return 1 + int(words[words.index("blocks") + 1])
+        if "joint_blocks" in words:
+            return 1 + arch.modality_depth + int(words[words.index("joint_blocks") + 1])
+        if words[:2] in (["encoder", "audio"], ["encoder", "visual"]):
+            return 0
+        return 1 + arch.modality_depth + arch.joint_depth
+
+    def flops_per_sample(self) -> float:
+        """See `Objective.flops_per_sample`; linear layers over all tokens of the modalities in use."""
+        size, arch = self.model.config, self.model.config.architecture
+        tokens = [size.num_audio_tokens] * self.config.audio + [size.num_visual_tokens] * self.config.visual
+        block = arch.embed_dim * (4 * arch.embed_dim + 2 * int(arch.embed_dim * size.mlp_ratio))
+        passes = arch.modality_depth + arch.joint_depth * (2 if self.config.pool_separate else 1)
+        return (1.0 if self.config.freeze_encoder else 3.0) * 2.0 * sum(tokens) * passes * block
+
+
+def _mixed_waveforms(batch: MixedBatch) -> Tensor:
+    assert batch.waveform is not None
+    assert batch.num_samples is not None
+    assert batch.weights is not None
+    other = batch.partners
+    assert other is not None
+    assert other.waveform is not None
+    assert other.num_samples is not None
+    return mix_waveforms(batch.waveform, batch.num_samples, other.waveform, other.num_samples, batch.weights)
