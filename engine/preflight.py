@@ -1,8 +1,8 @@
 """Checks a run before it waits in a queue: config, data, disk, batch, and what it will need.
 
 ``python -m launch.preflight --nodes 4 --processes 8 -- main_pretrain.py --config …`` runs it, on any
-machine: nothing is computed on a GPU and the model is never allocated. Exit status 0: may be submitted; 1: something
-is wrong, and the report says what; 2: it is the config itself.
+machine: nothing is computed on a GPU and the model is never allocated. Exit status 0: may be submitted; 1:
+something is wrong, and the report says what; 2: it is the config itself.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from engine.trainer import TrainConfig
 from models import ModelConfig, build_model, forward_flops, parameter_count
 
 #: Bytes that a transformer block keeps for its backward pass, for each token and unit of width, in 16-bit
-#: arithmetic with fused attention (Korthikanti et al., arXiv 2205.05198, eq. 2 without the attention matrices).
+#: arithmetic with fused attention (arXiv 2205.05198, eq. 2 without the attention matrices).
 _BLOCK_BYTES = 34
 
 _GB = 1e9

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import chdir
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,35 @@ def submit_jobs(config: LaunchConfig, jobs: Sequence[TrainingJob], logs: Path, c
         ValueError: This machine has no SLURM.
     """
     executor = _slurm(config, logs, code) if config.cluster == "slurm" else _local(config, logs)
-    with chdir(code):  # a local job begins where it is submitted
+    with chdir(code), _apart() if config.cluster == "local" else nullcontext():
         if len(jobs) == 1:
             return [executor.submit(jobs[0])]
         with executor.batch():
             submitted = [executor.submit(job) for job in jobs]
     return submitted
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    """What is started within lives on its own, without this terminal's streams and Ctrl-C.
+
+    submitit's local controller inherits both, and would keep a pipe that reads this program open for as long as it
+    trains. Its own output goes to the job's log.
+    """
+    sys.stdout.flush()
+    saved = [os.dup(number) for number in (0, 1, 2)]
+    nothing = os.open(os.devnull, os.O_RDWR)
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        for number in (0, 1, 2):
+            os.dup2(nothing, number)
+        yield
+    finally:
+        for number, copy in enumerate(saved):
+            os.dup2(copy, number)
+            os.close(copy)
+        os.close(nothing)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def sbatch_script(config: LaunchConfig, logs: Path, code: Path, runs: int) -> str:

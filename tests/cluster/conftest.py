@@ -39,5 +39,5 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
 def cluster(slurm: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Cluster:
     """A folder to submit from, with a run's config, on the private cluster."""
     folder = tmp_path_factory.mktemp("work")
-    write_run_config(folder, steps=240)
+    write_run_config(folder, steps=160)
     return Cluster(folder, slurm)

@@ -42,7 +42,8 @@ def main() -> int:
     saved = (int(path.name[5:]) for path in (RUN / "checkpoints").glob("step_*"))
     step = max(saved, default=0)
     say("running", step)
-    while step < STEPS:
+    # With hold, the first attempt goes on until it is told to stop.
+    while step < STEPS or ("hold" in OPTIONS and not starts):
         time.sleep(SECONDS)
         step += 1
         if step == CRASH_AT and CRASH_RANK == RANK and not starts:

@@ -1,0 +1,99 @@
+"""Preflight: what it finds wrong, and that its estimates are the right arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from support.shards import make_shards
+from support.training import small_model_config
+
+from datasets.loader import DataConfig
+from engine.config import PretrainConfig
+from engine.deepspeed_engine import ParallelConfig
+from engine.preflight import Cluster, Report, activation_bytes, check_pretraining, main, state_bytes
+from engine.trainer import TrainConfig
+from models import FbankConfig
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("shards"), 12, 4)
+
+
+def check(
+    shards: Path, run: Path, cluster: Cluster | None = None, keep: int = 2, global_batch_size: int = 8
+) -> Report:
+    model = small_model_config()
+    config = PretrainConfig(
+        data=DataConfig(train=str(shards)),
+        output_dir=str(run),
+        model=model,
+        fbank=FbankConfig(target_length=model.audio_length, num_mel_bins=model.num_mel_bins),
+        train=TrainConfig(
+            epochs=4, keep_checkpoints=keep, parallel=ParallelConfig(global_batch_size=global_batch_size)
+        ),
+    )
+    return check_pretraining(config, cluster or Cluster(nodes=2, processes=2))
+
+
+def test_a_sound_run_passes(shards, tmp_path):
+    report = check(shards, tmp_path / "run")
+    assert report.problems == []
+    assert "8 = 2 clips × 1 micro-batches × 2 nodes × 2 processes" in str(report)
+    assert "12 clips" in str(report)
+    assert "6 steps, 4.0 epochs, 48 clips" in str(report)
+
+
+def test_an_indivisible_batch(shards, tmp_path):
+    (problem,) = check(shards, tmp_path / "run", Cluster(nodes=3)).problems
+    assert "8" in problem
+    assert "3 processes" in problem
+
+
+def test_too_few_clips(shards, tmp_path):
+    (problem,) = check(shards, tmp_path / "run", global_batch_size=16).problems
+    assert problem.startswith("12 clips")
+
+
+def test_too_little_memory(shards, tmp_path):
+    (problem,) = check(shards, tmp_path / "run", Cluster(memory_gb=1e-4)).problems
+    assert "accumulation_steps" in problem
+
+
+def test_too_little_disk(shards, tmp_path):
+    (problem,) = check(shards, tmp_path / "run", keep=10**9).problems
+    assert "are free" in problem
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut"])
+def test_a_shard_that_is_not_as_the_index_says(tmp_path, damage):
+    folder = make_shards(tmp_path / "shards", 12, 4)
+    shard = sorted(folder.glob("*.tar"))[1]
+    if damage == "missing":
+        shard.unlink()
+    else:
+        shard.write_bytes(shard.read_bytes()[:-512])
+    (problem,) = check(folder, tmp_path / "run").problems
+    assert shard.name in problem
+
+
+def test_state_by_zero_stage():
+    found = [state_bytes(1000, 4, stage, bf16=False) for stage in (0, 1, 2)]
+    assert found == [16000, 4000 + 4000 + 3000, 4000 + 1000 + 3000]
+
+
+def test_checkpointing_keeps_less():
+    full = activation_bytes(small_model_config(), contrast=True, bf16=True)
+    less = activation_bytes(small_model_config(activation_checkpointing=True), contrast=True, bf16=True)
+    assert 0 < less < full
+
+
+def test_exit_status(shards, tmp_path, capsys):
+    run = ["--", "main_pretrain.py", f"data.train={shards}", f"output_dir={tmp_path}"]
+    assert main(["--processes=2", *run, "train.parallel.global_batch_size=8"]) == 0
+    assert main(["--processes=2", *run]) == 1
+    with pytest.raises(SystemExit) as wrong:
+        main([*run, "data.trian=x"])
+    assert wrong.value.code == 2
+    assert "data.train" in capsys.readouterr().err
