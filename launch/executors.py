@@ -44,7 +44,7 @@ def submit_jobs(config: LaunchConfig, jobs: Sequence[TrainingJob], logs: Path, c
 def _apart() -> Iterator[None]:
     """What is started within lives on its own, without this terminal's streams and Ctrl-C.
 
-    submitit's local controller inherits both, and would keep a pipe that reads this program open for as long as it
+    submitit's local controller inherits both, and would keep a pipe from this program open for as long as it
     trains. Its own output goes to the job's log.
     """
     sys.stdout.flush()
