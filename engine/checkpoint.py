@@ -23,8 +23,10 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
 import torch
+import yaml
 from torch import Tensor, nn
 
 from engine.distributed import World
@@ -67,6 +69,11 @@ class Checkpoint:
     def weights(self) -> Path:
         """The plain float32 weights."""
         return self.path / "model.safetensors"
+
+    @property
+    def config_yaml(self) -> str:
+        """The resolved config of the run that wrote it."""
+        return (self.path / "config.yaml").read_text()
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
@@ -156,6 +163,36 @@ def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) ->
             f"{zero_stage}: set it back to resume, or start a new output_dir with init pointing at this checkpoint"
         )
     return zero_stage > 0 and checkpoint.state.world_size != world_size
+
+
+def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Raises `CheckpointError` unless the checkpoint is of this very model; names the first tensors that differ."""
+    with safetensors.safe_open(checkpoint.weights, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    if different:
+        examples = "; ".join(
+            f"{name}: {found.get(name, 'absent')} there, {expected.get(name, 'absent')} here" for name in different[:3]
+        )
+        raise CheckpointError(
+            f"{checkpoint.path} is of another model: {len(different)} tensors differ ({examples}). "
+            "Restore the model's settings or choose another output_dir"
+        )
+
+
+def changed_settings(checkpoint: Checkpoint, config_yaml: str) -> list[str]:
+    """The settings in which a run differs from its checkpoint, as ``key: before → now``."""
+    before, now = (_flatten(yaml.safe_load(text)) for text in (checkpoint.config_yaml, config_yaml))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"{key}: {before.get(key)} → {now.get(key)}" for key in keys]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def make_universal(checkpoint: Checkpoint) -> None:
