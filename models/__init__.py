@@ -12,6 +12,7 @@ from models.losses import info_nce, normalize_patches, reconstruction_loss
 from models.mae import AudioVisualMAE, MAEOutput
 from models.masking import Mask, Masker
 from models.position import interpolate_positions
+from models.pretrained import Embeddings, PretrainedEncoders, load_pretrained
 from models.random import Stream, uniform
 from models.registry import build_model, create_model, list_models, register_model
 
@@ -22,6 +23,7 @@ __all__ = [
     "AudioVisualDecoder",
     "AudioVisualEncoder",
     "AudioVisualMAE",
+    "Embeddings",
     "FbankConfig",
     "MAEOutput",
     "Mask",
@@ -29,6 +31,7 @@ __all__ = [
     "MaskStrategy",
     "Masker",
     "ModelConfig",
+    "PretrainedEncoders",
     "Stream",
     "Streams",
     "VisualFrontEnd",
@@ -40,6 +43,7 @@ __all__ = [
     "info_nce",
     "interpolate_positions",
     "list_models",
+    "load_pretrained",
     "mask_bands",
     "mix_waveforms",
     "normalize_patches",

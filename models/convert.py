@@ -1,0 +1,130 @@
+"""Weights of any source as Earsight's or the published CAV-MAE's: ``python -m models.convert IN OUT``.
+
+Prints what became of every tensor. An Earsight file is one safetensors file that describes itself; a
+published one has the names, shapes and ``module.`` prefix that the published code loads strictly.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+import yaml
+
+from models.config import ModelConfig, unknown_name
+from models.description import save_described
+from models.encoder import AudioVisualEncoder
+from models.files import WeightsError
+from models.pretrained import Model, describe, load_model, named_state
+from models.published import PUBLISHED_EPS, to_published
+from models.weights import read_weights
+
+_SUFFIXES = {"earsight": (".safetensors",), "published": (".safetensors", ".pth")}
+
+
+def convert(
+    source: str, target: Path, form: str, allow: Sequence[str] = (), known: dict[str, Any] | None = None
+) -> str:
+    """Converts a source to a file; returns the account of every tensor.
+
+    Args:
+        source: See `models.weights.read_weights`.
+        target: The file to write.
+        form: ``earsight`` or ``published``.
+        allow: Patterns of tensors that may be missing or left out.
+        known: Fields of `ModelConfig` that the source doesn't tell.
+
+    Raises:
+        WeightsError: The source can't be read or does not fit, or the target's suffix is none of the form's.
+    """
+    if target.suffix not in _SUFFIXES[form]:
+        raise WeightsError(f"{target} must end in {' or '.join(_SUFFIXES[form])} for --to {form}")
+    found = read_weights(source)
+    model, report = load_model(found, allow, **(known or {}))
+    if form == "earsight":
+        save_described(target, named_state(model), describe(found, model.config))
+        return str(report)
+    return str(report) + save_published(model, target)
+
+
+def save_published(model: Model, target: Path) -> str:
+    """Writes a model for the published code; returns what differs there, or nothing.
+
+    Raises:
+        WeightsError: It is an encoder alone, which the published code has no model for.
+    """
+    if isinstance(model, AudioVisualEncoder):
+        raise WeightsError(
+            "the source holds the encoder alone; the published code loads a whole autoencoder or classifier: "
+            "give the run or checkpoint"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    state = to_published(model)
+    temporary = target.with_name(f".writing_{target.name}")
+    if target.suffix == ".safetensors":
+        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+    else:
+        torch.save(state, temporary)
+    temporary.replace(target)
+    eps = model.config.layer_norm_eps
+    if eps == PUBLISHED_EPS:
+        return ""
+    return (
+        f"\n  note: LayerNorm's epsilon is {eps:g} in this model and {PUBLISHED_EPS:g} in the published code: its "
+        f"outputs will differ slightly"
+    )
+
+
+def parse_settings(words: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` words as fields of `ModelConfig`.
+
+    Raises:
+        ValueError: A key is unknown.
+    """
+    known = {f.name for f in fields(ModelConfig)} - {"name", "mask"}
+    settings = {}
+    for word in words:
+        key, _, value = word.partition("=")
+        if key not in known:
+            raise unknown_name("model setting", key, known)
+        settings[key] = yaml.safe_load(value)
+    return settings
+
+
+def add_source_arguments(parser: argparse.ArgumentParser) -> None:
+    """What every program that reads weights takes beside their place."""
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings",
+        help="fields of the model that the file does not tell, such as num_heads=6 audio_length=512",
+    )  # fmt: skip
+    parser.add_argument(
+        "--allow", nargs="+", default=[], metavar="PATTERN",
+        help="tensors that may be missing, misshapen or left over, such as 'decoder.*'",
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Converts what the command line names."""
+    parser = argparse.ArgumentParser(
+        prog="python -m models.convert", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("source", metavar="IN", help="a run, checkpoint, file, folder, or timm:NAME:FILE")
+    parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors file (published: or .pth)")
+    parser.add_argument("--to", choices=sorted(_SUFFIXES), default="earsight", dest="form")
+    add_source_arguments(parser)
+    options = parser.parse_args(arguments)
+    try:
+        known = parse_settings(options.settings)
+        print(convert(options.source, options.target, options.form, options.allow, known))
+    except ValueError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+    print(f"wrote {options.target}")
+
+
+if __name__ == "__main__":
+    main()

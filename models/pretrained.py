@@ -1,0 +1,199 @@
+"""Trained encoders with their own preprocessing, in one line: ``load_pretrained("runs/pretrain")``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from os import PathLike
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.classifier import AudioVisualClassifier
+from models.config import ModelConfig
+from models.description import Description
+from models.encoder import AudioVisualEncoder
+from models.files import WeightsError
+from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
+from models.initialize import InitReport, initialize
+from models.mae import AudioVisualMAE, pool
+from models.weights import SourceKind, SourceWeights, read_weights
+
+Model = AudioVisualMAE | AudioVisualClassifier | AudioVisualEncoder
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """Vectors of a batch of clips, not normalised; None for what is absent.
+
+    Attributes:
+        audio: (B, D) mean of the audio stream over the sound's own tokens.
+        visual: (B, D) mean of the visual stream, over tokens and frames.
+        joint: (B, D) mean of the joint stream, where both modalities are present.
+    """
+
+    audio: Tensor | None = None
+    visual: Tensor | None = None
+    joint: Tensor | None = None
+
+
+class PretrainedEncoders(nn.Module):
+    """An `AudioVisualEncoder` with its front ends: sound and pictures as decoded in, vectors out.
+
+    Attributes:
+        encoder: The encoder; use it directly for tokens.
+        audio_front_end: Waveforms -> normalised log-mel.
+        visual_front_end: uint8 pictures -> normalised.
+        description: What the weights say about themselves.
+
+    Args:
+        encoder: The encoder.
+        description: Its description; ``fbank`` is not None.
+    """
+
+    def __init__(self, encoder: AudioVisualEncoder, description: Description) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.audio_front_end = AudioFrontEnd(description.fbank)
+        self.visual_front_end = VisualFrontEnd()
+        self.description = description
+
+    @property
+    def config(self) -> ModelConfig:
+        """Sizes of model and input."""
+        return self.encoder.config
+
+    @property
+    def fbank(self) -> FbankConfig:
+        """How spectrograms are made: ``sample_rate``, ``num_samples`` and more."""
+        return self.audio_front_end.config
+
+    def forward(
+        self, waveform: Tensor | None = None, num_samples: Tensor | None = None, frames: Tensor | None = None
+    ) -> Embeddings:
+        """Mean-pooled vectors of whatever is present.
+
+        Tokens of nothing but padding are left out, before the first block and in the mean, so a short
+        clip's vectors are the same whatever it is batched with. Clips with the same number of tokens are
+        encoded together.
+
+        Args:
+            waveform: (B, S) int16, or float in [-1, 1], padded to S; what is longer than the model's input
+                is cut. None for no sound.
+            num_samples: (B,) int64 true lengths; None where all fill S.
+            frames: (B, N, 3, H, W) or (B, 3, H, W) uint8; None for no pictures.
+        """
+        if frames is not None and frames.ndim == 4:
+            frames = frames[:, None]
+        pictures = None if frames is None else self.visual_front_end(frames)
+        if waveform is None:
+            return self._encode(None, pictures, None)
+        if num_samples is None:
+            num_samples = torch.full((len(waveform),), waveform.shape[1], device=waveform.device)
+        fbank = self.audio_front_end(waveform, num_samples.clamp_max(self.fbank.num_samples))
+        columns = self.audio_columns(num_samples)
+        parts: list[tuple[Tensor, Embeddings]] = []
+        for count in columns.unique().tolist():
+            rows = (columns == count).nonzero()[:, 0]
+            shown = None if pictures is None else pictures[rows]
+            parts.append((rows, self._encode(fbank[rows], shown, self._first_columns(count, len(rows)))))
+        return _in_order(parts)
+
+    def audio_columns(self, num_samples: Tensor) -> Tensor:
+        """(B,) true lengths in samples -> (B,) columns of audio patches that hold sound, at least 1."""
+        fbank, patch = self.fbank, self.config.patch_size
+        frames = (num_samples - fbank.frame_length) // fbank.frame_shift + 1
+        return ((frames + patch - 1) // patch).clamp(1, self.config.audio_grid[1])
+
+    def _first_columns(self, count: int, batch: int) -> Tensor | None:
+        rows, columns = self.config.audio_grid
+        if count == columns:
+            return None
+        device = self.encoder.norm.joint.weight.device
+        ids = torch.arange(rows * columns, device=device).reshape(rows, columns)[:, :count]
+        return ids.flatten().expand(batch, -1)
+
+    def _encode(self, fbank: Tensor | None, pictures: Tensor | None, keep_audio: Tensor | None) -> Embeddings:
+        """Each frame beside the sound, and the mean of what the frames give."""
+        views: Sequence[Tensor | None] = [None] if pictures is None else pictures.unbind(dim=1)
+        both = fbank is not None and pictures is not None
+        found = [self.encoder(fbank, view, keep_audio, joint=both) for view in views]
+        return Embeddings(
+            pool(found[0].audio),
+            _mean([pool(x.visual) for x in found]),
+            _mean([pool(x.joint) for x in found]),
+        )
+
+
+def _mean(values: Sequence[Tensor | None]) -> Tensor | None:
+    present = [value for value in values if value is not None]
+    return torch.stack(present).mean(dim=0) if present else None
+
+
+def _in_order(parts: list[tuple[Tensor, Embeddings]]) -> Embeddings:
+    order = torch.cat([rows for rows, _ in parts]).argsort()
+
+    def join(name: str) -> Tensor | None:
+        values = [getattr(part, name) for _, part in parts]
+        return None if values[0] is None else torch.cat(values)[order]
+
+    return Embeddings(join("audio"), join("visual"), join("joint"))
+
+
+def load_pretrained(source: str | PathLike[str], **known: Any) -> PretrainedEncoders:
+    """The encoders of a run, a checkpoint, an exported model or a published CAV-MAE file, ready for use.
+
+    Args:
+        source: See `models.weights.read_weights`.
+        known: Fields of `ModelConfig` that a published file's shapes don't tell, such as ``num_heads``.
+
+    Returns:
+        In evaluation mode, on the CPU.
+
+    Raises:
+        WeightsError: There are no such weights, or they are no trained audio-visual encoder.
+    """
+    found = read_weights(source)
+    if found.kind is SourceKind.vit:
+        raise WeightsError(
+            f"{found.path} is a picture model: a start for training (init), no audio-visual encoder"
+        )
+    config = found.model_config(**known)
+    encoder = AudioVisualEncoder(config)
+    initialize(encoder, found)
+    return PretrainedEncoders(encoder, describe(found, config)).eval()
+
+
+def describe(source: SourceWeights, config: ModelConfig) -> Description:
+    """The description of weights; spectrograms are the published ones where the source doesn't say."""
+    fbank = source.fbank or FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    return Description(config, fbank, source.labels, source.provenance)
+
+
+def load_model(source: SourceWeights, allow: Sequence[str] = (), **known: Any) -> tuple[Model, InitReport]:
+    """The whole model in a source: a classifier, an autoencoder, or the encoder where there is no more.
+
+    What a ViT leaves open is drawn from seed 0.
+
+    Args:
+        source: The weights.
+        allow: See `models.initialize.initialize`.
+        known: Fields of `ModelConfig` that the shapes don't tell.
+    """
+    config = source.model_config(**known)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if source.num_classes is not None:
+            model: Model = AudioVisualClassifier(config, source.num_classes)
+        elif source.has_decoder or source.kind is SourceKind.vit:
+            model = AudioVisualMAE(config)
+        else:
+            model = AudioVisualEncoder(config)
+    return model, initialize(model, source, allow)
+
+
+def named_state(model: Model) -> dict[str, Tensor]:
+    """The model's state in the names of files, where an encoder's begin with ``encoder.``."""
+    prefix = "encoder." if isinstance(model, AudioVisualEncoder) else ""
+    return {f"{prefix}{name}": value for name, value in model.state_dict().items()}
