@@ -57,8 +57,8 @@ def class_retrieval_map(queries: Tensor, gallery: Tensor, labels: Tensor) -> flo
 
         AP of a query = Σ over ranks of precision × (recall gained)     # equal similarities share a rank
 
-    So an embedding that is the same for every clip scores the share of relevant clips. Queries without a label
-    are left out.
+    So an embedding that is the same for every clip scores the share of relevant clips. Queries without a
+    label are left out.
 
     Args:
         queries: (N, D), not normalised.

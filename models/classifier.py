@@ -60,7 +60,9 @@ class AudioVisualClassifier(nn.Module):
         streams = self.encoder(fbank, frames, joint=both or trained_on_both, separate=separate)
         present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
         pooled = torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
-        return self.head(self.norm(pooled))
+        # In float32, whatever the encoder computes in: in bfloat16 different scores become equal.
+        with torch.autocast(pooled.device.type, enabled=False):
+            return self.head(self.norm(pooled))
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""

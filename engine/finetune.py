@@ -1,0 +1,230 @@
+"""A fine-tuning run from its config: encoders, head, trainer, and the evaluation at its end."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from datasets.sampling import epoch_order
+from engine.averaging import WeightAverage
+from engine.checkpoint import CheckpointError, find_checkpoints, load_weights
+from engine.config import save_config
+from engine.distributed import World
+from engine.encoder_weights import load_encoder_weights
+from engine.evaluation import FinalEvaluation
+from engine.finetune_config import FinetuneConfig
+from engine.labelled import (
+    LabelledSet,
+    check_training_labels,
+    held_out_loader,
+    open_labelled,
+    training_loader,
+)
+from engine.objectives.base import Objective
+from engine.objectives.classification import Classification
+from engine.peak import measured_peak_flops
+from engine.predictions import predict
+from engine.runlog import RunLog, logger, write_atomically
+from engine.scores import summary_scores
+from engine.trainer import Trainer, TrainingData
+from models import AudioVisualClassifier, parameter_count
+
+
+def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
+    """Runs fine-tuning, or the rest of it, and evaluates; with ``eval_only`` only the latter.
+
+    Args:
+        config: The run.
+        config_yaml: The same as YAML, kept beside what is written.
+        world: The processes; every rank calls this.
+
+    Returns:
+        True when finished, False when stopped on request.
+
+    Raises:
+        ValueError: Labels, classes or weights do not fit.
+    """
+    run = Path(config.output_dir)
+    train = open_labelled(config, config.data.train)
+    if config.eval_only:
+        return evaluate_only(config, world, train, run)
+    check_training_labels(config, train)
+    objective = build_classification(config, train)
+    if world.is_main:
+        keep_classes(run, train)
+        save_config(run, config_yaml)
+    world.barrier()
+    trainer = build_trainer(config, config_yaml, world, train, objective)
+    if world.is_main:
+        _say(config, world, objective, trainer, run)
+    if not trainer.fit():
+        return False
+    if config.evaluation_shards is not None:
+        final = FinalEvaluation(config, train, world, run, trainer.total_steps)
+        final(objective, "last")
+        mean = trainer.average.newest() if trainer.average is not None else None
+        mean = world.broadcast_object(mean)
+        if mean is not None:
+            objective.model.load_state_dict(load_weights(Path(str(mean))))
+            final(objective, "averaged")
+    return True
+
+
+def build_trainer(
+    config: FinetuneConfig, config_yaml: str, world: World, train: LabelledSet, objective: Classification
+) -> Trainer:
+    """The trainer, at the newest checkpoint of the run."""
+    run, parallel = Path(config.output_dir), config.train.parallel
+    places = len(epoch_order(train.table, config.sampling, config.seed, config.data.shuffle_window))
+    average = None
+    if config.averaging.first_epoch is not None:
+        average = WeightAverage(config.averaging, run, places / parallel.global_batch_size)
+    return Trainer(
+        objective,
+        config.train,
+        config.optimizer,
+        config.schedule,
+        TrainingData(places, partial(training_loader, config, world), config.data.max_bad_fraction),
+        world,
+        run,
+        config_yaml,
+        evaluate=HeldOut(config, train, world) if config.data.val and config.train.eval_interval else None,
+        peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
+        average=average,
+    )
+
+
+def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
+    """The objective with its initial weights: encoders (and head) of ``config.init``, the rest from the seed.
+
+    Raises:
+        CheckpointError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
+    """
+    torch.manual_seed(config.seed)
+    model = AudioVisualClassifier(
+        config.model, len(train.classes), pool_separate=config.objective.pool_separate
+    )
+    if config.init is not None and config.init_head:
+        load_classifier(model, Path(config.init))
+    elif config.init is not None:
+        load_encoder_weights(Path(config.init), model.encoder)
+    else:
+        logger.info("no init: the encoders are drawn from the seed")
+    return Classification(model, config.fbank, config.objective)
+
+
+def load_classifier(model: AudioVisualClassifier, path: Path) -> None:
+    """Gives ``model`` the weights of a fine-tuned run, checkpoint or file, head included.
+
+    Raises:
+        CheckpointError: It has no head, one of another size, or an encoder that does not fit.
+    """
+    weights = load_weights(path)
+    head = weights.get("head.weight")
+    if head is None:
+        raise CheckpointError(f"{path} has no classification head: it is no fine-tuned model")
+    if len(head) != model.head.out_features:
+        raise CheckpointError(
+            f"{path} has a head of {len(head)} classes, and the training set has {model.head.out_features}; "
+            "give the set it was trained on, or leave init_head out to train a new head"
+        )
+    load_encoder_weights(path, model.encoder)
+    with torch.no_grad():
+        for name in ("norm", "head"):
+            for kind in ("weight", "bias"):
+                getattr(getattr(model, name), kind).copy_(weights[f"{name}.{kind}"])
+
+
+def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run: Path) -> bool:
+    """Evaluates the run's own newest and averaged weights, or ``config.init`` where the run has none.
+
+    Raises:
+        CheckpointError: There are no weights, or they do not fit.
+    """
+    sources = _weights_of(run)
+    if sources:
+        check_classes(run, train)
+    elif config.init is not None:
+        sources = {"init": Path(config.init)}
+    else:
+        raise CheckpointError(f"{run} has no checkpoint to evaluate; give one with init")
+    for name, source in sources.items():
+        model = AudioVisualClassifier(
+            config.model, len(train.classes), pool_separate=config.objective.pool_separate
+        )
+        has_head = "head.weight" in load_weights(source)
+        if has_head:
+            load_classifier(model, source)
+        else:
+            logger.info("%s has no head: only its frozen features are measured", source)
+            load_encoder_weights(source, model.encoder)
+        objective = Classification(model, config.fbank, config.objective).to(world.device)
+        FinalEvaluation(config, train, world, run, 0)(objective, name, classify=has_head)
+    return True
+
+
+def _weights_of(run: Path) -> dict[str, Path]:
+    checkpoints = find_checkpoints(run)
+    found = {"last": checkpoints[-1].path} if checkpoints else {}
+    means = sorted((run / "average").glob("epoch_*.safetensors"))
+    return found | ({"averaged": means[-1]} if means else {})
+
+
+def keep_classes(run: Path, train: LabelledSet) -> None:
+    """Writes the vocabulary beside the run, or checks that it is the one that is there."""
+    run.mkdir(parents=True, exist_ok=True)
+    check_classes(run, train)
+    write_atomically(run / "classes.txt", "".join(f"{name}\n" for name in train.classes))
+
+
+def check_classes(run: Path, train: LabelledSet) -> None:
+    """Raises ``ValueError`` where the run was trained on another vocabulary."""
+    path = run / "classes.txt"
+    if path.is_file() and path.read_text().splitlines() != train.classes:
+        raise ValueError(
+            f"{run} was trained on other classes ({path}) than {train.location} has; use another output_dir"
+        )
+
+
+def _say(
+    config: FinetuneConfig, world: World, objective: Classification, trainer: Trainer, run: Path
+) -> None:
+    model = objective.model
+    everything, trained = parameter_count(model, trainable_only=False), parameter_count(model)
+    logger.info(
+        "%s on %s, %d classes; %.2f of %.2f million weights are trained, the others frozen or not in use",
+        config.model.name, config.objective.modalities, model.head.out_features,
+        trained / 1e6, everything / 1e6,
+    )  # fmt: skip
+    logger.info(
+        "%d clips an epoch, %d steps of %d; %d process(es) on %s; run %s",
+        trainer.data.num_clips, trainer.total_steps, config.train.parallel.global_batch_size,
+        world.size, world.device.type, run,
+    )  # fmt: skip
+
+
+class HeldOut:
+    """What is measured on ``data.val`` during training: with the middle frame and all modalities trained on.
+
+    Args:
+        config: The run; ``data.val`` is set.
+        train: The training set.
+        world: The processes.
+    """
+
+    def __init__(self, config: FinetuneConfig, train: LabelledSet, world: World) -> None:
+        assert config.data.val is not None
+        self._config, self._world = config, world
+        self._loader = held_out_loader(config, train, config.data.val, world, every_frame=False)
+
+    def __call__(self, objective: Objective, step: int, log: RunLog) -> dict[str, float]:
+        """mAP, mAUC, d′, top-1 and top-5."""
+        assert isinstance(objective, Classification)
+        bf16 = self._config.train.parallel.uses_bf16(self._world.device)
+        predictions = predict(
+            objective, self._loader, self._world, self._config.data, bf16=bf16, missing=False
+        )
+        (scores,) = predictions.scores.values()
+        return {f"val/{name}": value for name, value in summary_scores(scores, predictions.labels).items()}
