@@ -12,7 +12,7 @@ from engine.averaging import WeightAverage
 from engine.checkpoint import CheckpointError, find_checkpoints, load_weights
 from engine.config import save_config
 from engine.distributed import World
-from engine.encoder_weights import load_encoder_weights
+from engine.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
 from engine.evaluation import FinalEvaluation
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import (
@@ -100,76 +100,55 @@ def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classifi
     """The objective with its initial weights: encoders (and head) of ``config.init``, the rest from the seed.
 
     Raises:
-        CheckpointError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
+        WeightsError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
     """
     torch.manual_seed(config.seed)
     model = AudioVisualClassifier(
         config.model, len(train.classes), pool_separate=config.objective.pool_separate
     )
     if config.init is not None and config.init_head:
-        load_classifier(model, Path(config.init))
+        load_classifier_weights(config.init, model, config.fbank, train.classes)
     elif config.init is not None:
-        load_encoder_weights(Path(config.init), model.encoder)
+        load_encoder_weights(config.init, model.encoder, config.fbank)
     else:
         logger.info("no init: the encoders are drawn from the seed")
     return Classification(model, config.fbank, config.objective)
-
-
-def load_classifier(model: AudioVisualClassifier, path: Path) -> None:
-    """Gives ``model`` the weights of a fine-tuned run, checkpoint or file, head included.
-
-    Raises:
-        CheckpointError: It has no head, one of another size, or an encoder that does not fit.
-    """
-    weights = load_weights(path)
-    head = weights.get("head.weight")
-    if head is None:
-        raise CheckpointError(f"{path} has no classification head: it is no fine-tuned model")
-    if len(head) != model.head.out_features:
-        raise CheckpointError(
-            f"{path} has a head of {len(head)} classes, and the training set has {model.head.out_features}; "
-            "give the set it was trained on, or leave init_head out to train a new head"
-        )
-    load_encoder_weights(path, model.encoder)
-    with torch.no_grad():
-        for name in ("norm", "head"):
-            for kind in ("weight", "bias"):
-                getattr(getattr(model, name), kind).copy_(weights[f"{name}.{kind}"])
 
 
 def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run: Path) -> bool:
     """Evaluates the run's own newest and averaged weights, or ``config.init`` where the run has none.
 
     Raises:
-        CheckpointError: There are no weights, or they do not fit.
+        CheckpointError: There are no weights.
+        WeightsError: They do not fit.
     """
     sources = _weights_of(run)
     if sources:
         check_classes(run, train)
     elif config.init is not None:
-        sources = {"init": Path(config.init)}
+        sources = {"init": config.init}
     else:
         raise CheckpointError(f"{run} has no checkpoint to evaluate; give one with init")
     for name, source in sources.items():
         model = AudioVisualClassifier(
             config.model, len(train.classes), pool_separate=config.objective.pool_separate
         )
-        has_head = "head.weight" in load_weights(source)
-        if has_head:
-            load_classifier(model, source)
+        classify = has_head(source)
+        if classify:
+            load_classifier_weights(source, model, config.fbank, train.classes)
         else:
             logger.info("%s has no head: only its frozen features are measured", source)
-            load_encoder_weights(source, model.encoder)
+            load_encoder_weights(source, model.encoder, config.fbank)
         objective = Classification(model, config.fbank, config.objective).to(world.device)
-        FinalEvaluation(config, train, world, run, 0)(objective, name, classify=has_head)
+        FinalEvaluation(config, train, world, run, 0)(objective, name, classify=classify)
     return True
 
 
-def _weights_of(run: Path) -> dict[str, Path]:
+def _weights_of(run: Path) -> dict[str, str]:
     checkpoints = find_checkpoints(run)
-    found = {"last": checkpoints[-1].path} if checkpoints else {}
+    found = {"last": str(checkpoints[-1].path)} if checkpoints else {}
     means = sorted((run / "average").glob("epoch_*.safetensors"))
-    return found | ({"averaged": means[-1]} if means else {})
+    return found | ({"averaged": str(means[-1])} if means else {})
 
 
 def keep_classes(run: Path, train: LabelledSet) -> None:

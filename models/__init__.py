@@ -11,7 +11,6 @@ from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.losses import info_nce, normalize_patches, reconstruction_loss
 from models.mae import AudioVisualMAE, MAEOutput
 from models.masking import Mask, Masker
-from models.position import interpolate_positions
 from models.pretrained import Embeddings, PretrainedEncoders, load_pretrained
 from models.random import Stream, uniform
 from models.registry import build_model, create_model, list_models, register_model
@@ -41,7 +40,6 @@ __all__ = [
     "create_model",
     "forward_flops",
     "info_nce",
-    "interpolate_positions",
     "list_models",
     "load_pretrained",
     "mask_bands",

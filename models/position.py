@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -41,19 +40,3 @@ def sincos_2d(embed_dim: int, grid: tuple[int, int]) -> Tensor:
     rows, columns = torch.meshgrid(*(torch.arange(n, dtype=torch.float64) for n in grid), indexing="ij")
     halves = [sincos_1d(embed_dim // 2, axis.flatten()) for axis in (columns, rows)]
     return torch.cat(halves, dim=1).float()
-
-
-def interpolate_positions(table: Tensor, grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
-    """The position table for another grid of patches, bicubic between the old places.
-
-    Args:
-        table: (rows * columns, D), row-major.
-        grid: Its rows and columns.
-        new_grid: Those of the result.
-
-    Returns:
-        (new rows * new columns, D).
-    """
-    picture = table.float().reshape(1, *grid, -1).permute(0, 3, 1, 2)
-    resized = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False)
-    return resized.permute(0, 2, 3, 1).reshape(new_grid[0] * new_grid[1], -1).to(table.dtype)
