@@ -13,6 +13,7 @@ as it should be.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -101,7 +102,7 @@ def _campaign(options: argparse.Namespace, folder: Path) -> tuple[int, dict[str,
 
 def _run_and_kill(folder: Path, run: Path, kill: Kill) -> dict | None:
     """Starts or resumes ``run`` and kills it; None if it was faster."""
-    before = run_stamp(run)
+    before, left_over = run_stamp(run), _writings(run)
     child = _start(folder, run)
     try:
         while run_stamp(run) == before:  # until this attempt trains
@@ -109,12 +110,12 @@ def _run_and_kill(folder: Path, run: Path, kill: Kill) -> dict | None:
                 return None
             time.sleep(0.02)
         until = time.monotonic() + kill.after
-        while time.monotonic() < until or (kill.in_write and not _is_writing(run)):
+        while time.monotonic() < until or (kill.in_write and not _writings(run) - left_over):
             if child.exit_code() is not None:
                 return None
             time.sleep(0.002)
         child.watch()
-        writing = _is_writing(run)
+        writing = bool(_writings(run) - left_over)
         for pid in _victims(child, kill.victim):
             os.kill(pid, signal.SIGKILL)
         child.process.wait(60)
@@ -131,8 +132,13 @@ def run_stamp(run: Path) -> int:
     return status.stat().st_mtime_ns if status.exists() else 0
 
 
-def _is_writing(run: Path) -> bool:
-    return any((run / "checkpoints").glob(".writing_*"))
+def _writings(run: Path) -> set[tuple[str, int]]:
+    """Checkpoints being written, or left unfinished by an earlier kill (those no longer change)."""
+    found = set()
+    for path in (run / "checkpoints").glob(".writing_*"):
+        with contextlib.suppress(FileNotFoundError):  # renamed in between
+            found.add((path.name, path.stat().st_mtime_ns))
+    return found
 
 
 def _victims(child: Torchrun, victim: str) -> list[int]:
