@@ -1,7 +1,7 @@
 """Trained weights in forms that others open: ``python -m models.export RUN OUT --format FORMAT``.
 
 - ``earsight``: the encoders in one file that carries its config, preprocessing, classes and origin;
-- ``timm``: two folders, audio and visual, that ``timm.create_model("local-dir:FOLDER", pretrained=True)`` opens;
+- ``timm``: two folders, audio and visual, that ``timm.create_model("local-dir:…", pretrained=True)`` opens;
 - ``published``: a file that the published CAV-MAE code loads strictly;
 - ``torch_export``: ``torch.export`` programs of the encoders, and ONNX files of the same.
 

@@ -26,8 +26,8 @@ def model_card(description: Description, result: str, usage: str) -> str:
         f"{arch.modality_depth} blocks for each modality and {arch.joint_depth} joint.",
         result.replace("\n", "\n\n"),
         f"## Use\n\n{usage}",
-        f"## Input\n\n{_sound(description.fbank)}\n\nFrames: shorter side to {model.image_size} pixels, bicubic, "
-        f"centre square, RGB in 0 … 1, less {IMAGENET_MEAN}, over {IMAGENET_STD}.",
+        f"## Input\n\n{_sound(description.fbank)}\n\nFrames: shorter side to {model.image_size} pixels, "
+        f"bicubic, centre square, RGB in 0 … 1, less {IMAGENET_MEAN}, over {IMAGENET_STD}.",
         f"## Origin\n\n{_table(description.provenance)}",
     ]
     if description.labels:
@@ -37,9 +37,9 @@ def model_card(description: Description, result: str, usage: str) -> str:
 
 def _sound(fbank: FbankConfig) -> str:
     return (
-        f"Sound: mono, {fbank.sample_rate} Hz, mean subtracted; Kaldi log-mel with {fbank.num_mel_bins} bins, "
-        f"{fbank.frame_length_ms:g} ms Hann windows every {fbank.frame_shift_ms:g} ms; cut or padded with zeros "
-        f"to {fbank.target_length} frames; then less {fbank.mean:g}, over {fbank.std:g}."
+        f"Sound: mono, {fbank.sample_rate} Hz, mean subtracted; Kaldi log-mel with {fbank.num_mel_bins} "
+        f"bins, {fbank.frame_length_ms:g} ms Hann windows every {fbank.frame_shift_ms:g} ms; cut or padded "
+        f"with zeros to {fbank.target_length} frames; then less {fbank.mean:g}, over {fbank.std:g}."
     )
 
 
@@ -112,8 +112,8 @@ def program_usage(folder: Path, description: Description) -> str:
         "import torch",
         "",
         f"audio = torch.export.load('{folder.name}/audio.pt2').module()",
-        f"vectors = audio(fbank)  # (B, {model.audio_length}, {model.num_mel_bins}) normalised log-mel -> (B, D)",
-        f"# visual.pt2 takes frames (B, 3, {model.image_size}, {model.image_size}), joint.pt2 fbank and frames",
+        f"vectors = audio(fbank)  # log-mel (B, {model.audio_length}, {model.num_mel_bins}) -> (B, D)",
+        f"# visual.pt2 takes frames (B, 3, {model.image_size}, {model.image_size}); joint.pt2 both",
     )
     runtime = _code(
         "import onnxruntime",

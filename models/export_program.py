@@ -62,7 +62,7 @@ def missing_onnx_packages() -> list[str]:
 
 @torch.no_grad()
 def export_programs(encoder: AudioVisualEncoder, folder: Path, *, onnx: bool) -> dict[str, float]:
-    """Writes ``audio``, ``visual`` and ``joint``, each as ``.pt2`` and, if asked for, as ``.onnx``; compares them.
+    """Writes ``audio``, ``visual`` and ``joint`` as ``.pt2`` and, if asked for, ``.onnx``; compares them.
 
     Args:
         encoder: In evaluation mode, on the CPU.

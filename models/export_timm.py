@@ -72,8 +72,8 @@ def timm_config(description: Description, modality: str) -> dict[str, Any]:
         "mlp_ratio": model.mlp_ratio, "class_token": False, "global_pool": "avg", "fc_norm": False,
     }  # fmt: skip
     pretrained_cfg = {
-        "input_size": (channels, *size), "fixed_input_size": True, "interpolation": "bicubic", "crop_pct": 1.0,
-        "crop_mode": "center", "mean": (fbank.mean,) if audio else IMAGENET_MEAN,
+        "input_size": (channels, *size), "fixed_input_size": True, "interpolation": "bicubic",
+        "crop_pct": 1.0, "crop_mode": "center", "mean": (fbank.mean,) if audio else IMAGENET_MEAN,
         "std": (fbank.std,) if audio else IMAGENET_STD, "num_classes": 0, "pool_size": None,
         "first_conv": "patch_embed.proj", "classifier": "head", "license": "",
     }  # fmt: skip

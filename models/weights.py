@@ -22,7 +22,14 @@ import yaml
 from torch import Tensor
 
 from models.config import ModelConfig
-from models.description import METADATA_KEY, Description, parse_description, parse_fbank, parse_model
+from models.description import (
+    METADATA_KEY,
+    Description,
+    parse_description,
+    parse_fbank,
+    parse_model,
+    weights_hash,
+)
 from models.files import TensorFile, WeightsError, locate, read_file, read_json
 from models.frontend import FbankConfig
 from models.published import infer_config
@@ -162,9 +169,14 @@ def _recognise(file: TensorFile) -> SourceWeights:
 def _description(file: TensorFile) -> Description | None:
     """What an Earsight file says of itself, or the config beside a checkpoint's weights."""
     if METADATA_KEY in file.metadata:
-        return parse_description(json.loads(file.metadata[METADATA_KEY]), str(file.path))
-    path = file.path.with_name("config.yaml")
-    if not path.is_file():
+        values = json.loads(file.metadata[METADATA_KEY])
+        if values.get("weights_sha256") != weights_hash(file.tensors):
+            raise WeightsError(f"{file.path} is damaged: its weights are not those it was written with")
+        return parse_description(values, str(file.path))
+    # Beside a checkpoint's weights, or above what else a run holds, such as averaged weights.
+    paths = [folder / "config.yaml" for folder in (file.path.parent, file.path.parent.parent)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
         return None
     values = yaml.safe_load(path.read_text())
     if not isinstance(values, Mapping) or "model" not in values:
@@ -173,8 +185,17 @@ def _description(file: TensorFile) -> Description | None:
     return Description(
         parse_model(values["model"], str(path)),
         None if fbank is None else parse_fbank(fbank, str(path)),
-        provenance=_run_provenance(path.parent, values),
+        _classes(file.path),
+        provenance=_run_provenance(file.path.parent, values),
     )
+
+
+def _classes(path: Path) -> tuple[str, ...] | None:
+    """The vocabulary that a fine-tuning run keeps; ``path`` is of weights in a checkpoint of it."""
+    for folder in list(path.parents)[1:3]:
+        if (folder / "classes.txt").is_file():
+            return tuple((folder / "classes.txt").read_text().splitlines())
+    return None
 
 
 def _run_provenance(checkpoint: Path, config: Mapping[str, Any]) -> dict[str, Any]:

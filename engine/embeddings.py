@@ -1,0 +1,155 @@
+"""Vectors of clips on disk, as Parquet or NPZ, and what they are worth.
+
+Parquet: a row a clip with ``id``, ``labels`` (class numbers) and a list of float32 for each vector. NPZ: the
+same as arrays, ``labels`` (N, classes) 0 or 1. ``python -m engine.embeddings TRAIN TEST`` measures linear and
+nearest-neighbour probes, and retrieval where both modalities are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.features import Features
+from engine.probes import ProbeConfig, probe_features
+from engine.retrieval import cross_modal_retrieval
+
+Columns = dict[str, NDArray[Any]]
+"""Columns of some clips: ``id`` (N,) text, (N, D) float32 by name of the vector, ``labels`` (N, classes)."""
+
+_VECTORS = ("audio", "visual", "joint")
+
+
+def check_target(path: Path) -> None:
+    """Raises ``ValueError`` unless vectors can be written to ``path``."""
+    if path.exists():
+        raise ValueError(f"{path} is there already; remove it or name another file")
+    if path.suffix not in (".parquet", ".npz"):
+        raise ValueError(f"{path} must end in .parquet or .npz")
+    if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ValueError(f"{path}: Parquet needs pyarrow: pip install -e '.[embed]', or name an .npz file")
+
+
+def write_embeddings(
+    path: Path, parts: Iterable[Columns], classes: Sequence[str], origin: dict[str, Any]
+) -> None:
+    """Writes the parts one after the other; the file gets its name when it is whole.
+
+    Parquet holds one part in memory at a time, NPZ all of them.
+
+    Args:
+        path: ``.parquet`` or ``.npz``.
+        parts: With the same columns each.
+        classes: Names of the labels.
+        origin: Model and source, plain values, kept in the file.
+    """
+    temporary = path.with_name(f".writing_{path.name}")
+    if path.suffix == ".parquet":
+        _write_parquet(temporary, parts, {"classes": list(classes), **origin})
+    else:
+        chunks = list(parts)
+        columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+        extra = {"classes": np.array(classes, dtype=np.str_), "origin": np.array(json.dumps(origin))}
+        with temporary.open("wb") as file:
+            np.savez(file, **columns, **extra)  # type: ignore[arg-type]
+    temporary.replace(path)
+
+
+def _write_parquet(path: Path, parts: Iterable[Columns], metadata: dict[str, Any]) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    for part in parts:
+        table = pa.table({name: _arrow(name, values) for name, values in part.items()})
+        if writer is None:
+            schema = table.schema.with_metadata({"earsight": json.dumps(metadata)})
+            writer = pq.ParquetWriter(path, schema, compression="zstd")
+        writer.write_table(table.cast(writer.schema))
+    assert writer is not None
+    writer.close()
+
+
+def _arrow(name: str, values: NDArray[Any]) -> Any:
+    import pyarrow as pa
+
+    if name == "id":
+        return pa.array(values.tolist(), pa.string())
+    if name == "labels":
+        return pa.array([np.flatnonzero(row).tolist() for row in values], pa.list_(pa.int32()))
+    flat = pa.array(values.astype(np.float32).ravel())
+    return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def read_embeddings(path: Path) -> Features:
+    """Reads what `write_embeddings` wrote.
+
+    Raises:
+        ValueError: It is no such file.
+    """
+    if path.suffix == ".parquet":
+        columns = _read_parquet(path)
+    elif path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as file:
+            columns = {name: file[name] for name in file.files if name not in ("classes", "origin")}
+    else:
+        raise ValueError(f"{path} must be a .parquet or .npz file of embeddings")
+    if "id" not in columns:
+        raise ValueError(f"{path} holds no embeddings: it has no column `id`")
+    labels = torch.from_numpy(columns["labels"]).float() if "labels" in columns else None
+    streams = {name: torch.from_numpy(columns[name]) for name in _VECTORS if name in columns}
+    return Features(columns["id"].tolist(), torch.arange(len(columns["id"])), labels, streams)
+
+
+def _read_parquet(path: Path) -> Columns:
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    metadata = json.loads((table.schema.metadata or {}).get(b"earsight", b"{}"))
+    columns: Columns = {}
+    for name in table.column_names:
+        column = table.column(name).combine_chunks()
+        if name in _VECTORS:
+            columns[name] = column.flatten().to_numpy().reshape(len(column), -1).copy()
+        elif name == "id":
+            columns[name] = np.array(column.to_pylist(), dtype=np.str_)
+        elif name == "labels":
+            columns[name] = np.zeros((len(column), len(metadata["classes"])), np.float32)
+            for row, labels in zip(columns[name], column.to_pylist(), strict=True):
+                row[labels] = 1
+    return columns
+
+
+def measure(train: Features, test: Features) -> Iterator[tuple[str, float]]:
+    """Retrieval within the test set where it has sound and pictures, and probes from train to test."""
+    if "audio" in test.streams and "visual" in test.streams:
+        yield from cross_modal_retrieval(test.streams["audio"], test.streams["visual"]).items()
+    if train.labels is not None and test.labels is not None:
+        yield from probe_features(train, test, ProbeConfig()).items()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints what the vectors of two files are worth."""
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.embeddings", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("train", type=Path, help="embeddings on which probes are fitted")
+    parser.add_argument("test", type=Path, help="embeddings on which they are measured")
+    options = parser.parse_args(arguments)
+    try:
+        for name, value in measure(read_embeddings(options.train), read_embeddings(options.test)):
+            print(f"{name:32s} {value:.4f}")
+    except (ValueError, OSError) as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
+
+
+if __name__ == "__main__":
+    main()
