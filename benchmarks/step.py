@@ -1,4 +1,4 @@
-"""Times a full training step (front end, forward, losses, backward, clipping, Adam) and says how well it uses the device.
+"""Times a full training step (front end, forward, losses, backward, clipping, Adam): samples/s and utilisation.
 
     python benchmarks/step.py --model cav_mae_base --batch 8 --precision bf16
     torchrun --nproc_per_node 8 benchmarks/step.py --batch 64 --precision bf16 --compile
@@ -40,7 +40,9 @@ def main() -> None:
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--zero_stage", type=int, default=0, choices=[0, 1, 2])
     parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--checkpointing", action="store_true", help="recompute activations in the backward pass")
+    parser.add_argument(
+        "--checkpointing", action="store_true", help="recompute activations in the backward pass"
+    )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after three that are not")
     options = parser.parse_args()
     with distributed() as world:
@@ -67,7 +69,9 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
         peaks.append(measured_peak_flops(world.device, options.precision == "bf16", repeats=3))
         seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
     step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
-    ratios = [options.batch * objective.flops_per_sample() / s / p for s, p in zip(seconds, peaks, strict=True)]
+    ratios = [
+        options.batch * objective.flops_per_sample() / s / p for s, p in zip(seconds, peaks, strict=True)
+    ]
     return {
         "model": options.model,
         "batch": options.batch,
@@ -82,7 +86,9 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
         "matmul_tflops": round(peak / 1e12, 3),
         "mfu": round(statistics.median(ratios[3:]), 3),
         "peak_memory_gb": round(peak_memory(world) / 1e9, 2),
-        "device": torch.cuda.get_device_name() if world.device.type == "cuda" else platform.processor() or platform.machine(),
+        "device": torch.cuda.get_device_name()
+        if world.device.type == "cuda"
+        else platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }

@@ -22,6 +22,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -137,7 +138,7 @@ def remove(checkpoint: Checkpoint) -> None:
     shutil.rmtree(doomed)
 
 
-def load_checkpoint(engine, checkpoint: Checkpoint, universal: bool) -> None:
+def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: bool) -> None:
     """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
 
     Args:
@@ -170,10 +171,13 @@ def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     with safetensors.safe_open(checkpoint.weights, "pt") as file:
         found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    different = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    different = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
     if different:
         examples = "; ".join(
-            f"{name}: {found.get(name, 'absent')} there, {expected.get(name, 'absent')} here" for name in different[:3]
+            f"{name}: {found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+            for name in different[:3]
         )
         raise CheckpointError(
             f"{checkpoint.path} is of another model: {len(different)} tensors differ ({examples}). "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def build_engine(
     config: ParallelConfig,
     world: World,
     load_universal: bool,
-):
+) -> Any:
     """A DeepSpeed engine around ``module``.
 
     Gradient clipping is not DeepSpeed's here (`engine.optimizer.clip_gradients`): its own reads the norm on the host in
@@ -99,7 +99,7 @@ def build_engine(
     return engine
 
 
-def partition_gradients(engine, zero_stage: int) -> list[Tensor]:
+def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
     """The averaged gradients that this rank's optimizer is about to use, to be changed in place.
 
     With ZeRO 1 and 2 DeepSpeed keeps them in ``averaged_gradients``, as one flat tensor a group where it could.
@@ -113,6 +113,6 @@ def partition_gradients(engine, zero_stage: int) -> list[Tensor]:
     return gradients
 
 
-def forget_universal(engine) -> None:
+def forget_universal(engine: Any) -> None:
     """Makes the engine read its own checkpoints again after it was resumed from a universal one."""
     engine._config.load_universal_checkpoint = False

@@ -21,11 +21,17 @@ _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
 
 def main() -> None:
     """Runs the demo and prints its summary."""
-    parser = argparse.ArgumentParser(prog="python -m engine.demo", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m engine.demo", description=(__doc__ or "").splitlines()[0]
+    )
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="where videos and shards go")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="where the runs go")
-    parser.add_argument("--clips", type=int, nargs=3, default=(1500, 250, 250), metavar=("TRAIN", "VAL", "TEST"))
-    parser.add_argument("overrides", nargs="*", help="config overrides for pretraining, such as train.steps=20")
+    parser.add_argument(
+        "--clips", type=int, nargs=3, default=(1500, 250, 250), metavar=("TRAIN", "VAL", "TEST")
+    )
+    parser.add_argument(
+        "overrides", nargs="*", help="config overrides for pretraining, such as train.steps=20"
+    )
     options = parser.parse_args()
     started = time.monotonic()
     make_shards(options.data, options.clips)
@@ -38,7 +44,9 @@ def main() -> None:
 def make_shards(data: Path, clips: tuple[int, int, int]) -> None:
     """Generates the videos and prepares shards from them, each unless it is there already."""
     world, shards = data / "world", data / "shards"
-    counts = [word for pair in zip(("--train", "--val", "--test"), map(str, clips), strict=True) for word in pair]
+    counts = [
+        word for pair in zip(("--train", "--val", "--test"), map(str, clips), strict=True) for word in pair
+    ]
     _run("generating videos", "-m", "datasets.synthetic", str(world), *counts)
     labels = ["--labels", str(world / "labels.csv")]
     sizes = ["--media.shorter_side", "96", "--shard_megabytes", "16"]
@@ -74,7 +82,9 @@ def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
         "training_clips": train["samples"],
         "steps": last["step"],
         "seconds": round(seconds, 1),
-        "samples_per_second": round(sorted(r["train/samples_per_second"] for r in training)[len(training) // 2], 1),
+        "samples_per_second": round(
+            sorted(r["train/samples_per_second"] for r in training)[len(training) // 2], 1
+        ),
         "loss_first": training[0]["train/loss"],
         "loss_last": training[-1]["train/loss"],
         "untrained": {name.removeprefix("val/"): first[name] for name in names},

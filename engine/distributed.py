@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -108,10 +109,11 @@ def _join(timeout: timedelta) -> World:
     )
     size = dist.get_world_size()
     control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
+    assert control is None or isinstance(control, dist.ProcessGroup)
     return World(dist.get_rank(), size, device, control)
 
 
-def import_deepspeed():
+def import_deepspeed() -> Any:
     """DeepSpeed, set up to be quiet and, on a CPU, to need no compiler.
 
     Its accelerator is chosen when it is first imported, so nothing else of Earsight imports it at the top of a module.

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch
 from datasets.loader import evaluation_loader, train_loader
@@ -77,11 +78,13 @@ def build_objective(config: PretrainConfig) -> CavMae:
     return CavMae(model, config.fbank, config.objective)
 
 
-def training_loader(config: PretrainConfig, world: World) -> Callable[[int, Collection[int]], torch.utils.data.DataLoader[AVBatch]]:
+def training_loader(
+    config: PretrainConfig, world: World
+) -> Callable[[int, Collection[int]], DataLoader[AVBatch]]:
     """Makes the loader of this rank's micro-batches from a step on."""
     parallel = config.train.parallel
 
-    def from_step(step: int, skipped: Collection[int]) -> torch.utils.data.DataLoader[AVBatch]:
+    def from_step(step: int, skipped: Collection[int]) -> DataLoader[AVBatch]:
         return train_loader(
             config.data,
             seed=config.seed,

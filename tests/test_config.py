@@ -67,7 +67,12 @@ def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "stps" in capsys.readouterr().err
 
 
-PRETRAINING = ["pretrain_cav_mae_tiny", "pretrain_cav_mae_base", "audioset_cav_mae_scale_plus_plus", "vggsound_cav_mae"]
+PRETRAINING = [
+    "pretrain_cav_mae_tiny",
+    "pretrain_cav_mae_base",
+    "audioset_cav_mae_scale_plus_plus",
+    "vggsound_cav_mae",
+]
 
 
 @pytest.mark.parametrize("name", PRETRAINING)
@@ -87,7 +92,12 @@ def test_the_published_hyper_parameters_of_scale_plus_plus() -> None:
     recipe = yaml.safe_load(path.read_text())
     assert recipe["train"]["parallel"]["global_batch_size"] == 256
     assert recipe["train"]["epochs"] == 25
-    assert recipe["optimizer"] == {"lr": 2e-4, "betas": [0.95, 0.999], "weight_decay": 5e-7, "decoupled": False}
+    assert recipe["optimizer"] == {
+        "lr": 2e-4,
+        "betas": [0.95, 0.999],
+        "weight_decay": 5e-7,
+        "decoupled": False,
+    }
     assert recipe["schedule"] == {"halve_from_epoch": 10, "halve_every_epochs": 5}
     assert recipe["objective"] == {"contrast_weight": 0.01, "temperature": 0.05}
     assert recipe["fbank"] == {"mean": -5.081, "std": 4.4849}

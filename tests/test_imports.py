@@ -12,7 +12,12 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 OURS = {"models", "datasets", "engine", "launch", "main_pretrain", "main_finetune"}
 #: What each package may import of ours and what it must never import.
-ALLOWED = {"models": {"models"}, "datasets": {"datasets"}, "engine": {"engine", "models", "datasets"}, "launch": {"launch"}}
+ALLOWED = {
+    "models": {"models"},
+    "datasets": {"datasets"},
+    "engine": {"engine", "models", "datasets"},
+    "launch": {"launch"},
+}
 FORBIDDEN = {
     "models": {"deepspeed", "webdataset", "torch.distributed", "submitit"},
     "datasets": {"deepspeed", "torch.distributed", "submitit"},
@@ -65,7 +70,9 @@ def test_another_package_named_datasets_is_noticed(tmp_path: Path) -> None:
     code = "import datasets, sys; sys.path.insert(0, sys.argv[1]); sys.modules.pop('engine', None)\n"
     code += "import importlib.util as u; s = u.spec_from_file_location('check', sys.argv[1] + '/engine/namesake.py')\n"
     code += "m = u.module_from_spec(s); s.loader.exec_module(m); m.check_datasets()"
-    result = subprocess.run([sys.executable, "-c", code, str(ROOT)], cwd=tmp_path, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(ROOT)], cwd=tmp_path, capture_output=True, text=True
+    )
     assert result.returncode != 0
     assert str(tmp_path / "datasets") in result.stderr
     assert "another package" in result.stderr

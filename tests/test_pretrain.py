@@ -16,7 +16,8 @@ from engine.runlog import read_metrics
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 6
 SETTINGS = [
-    "model.name=cav_mae_tiny", "model.image_size=32", "model.audio_length=64", "model.embed_dim=24", "model.num_heads=2",
+    "model.name=cav_mae_tiny", "model.image_size=32", "model.audio_length=64", "model.embed_dim=24",
+    "model.num_heads=2",
     "model.modality_depth=1", "model.decoder_embed_dim=16", "model.decoder_depth=1", "model.decoder_num_heads=2",
     "train.log_interval=1", "train.parallel.global_batch_size=8", "schedule.halve_from_epoch=90", "optimizer.lr=1e-3",
     "objective.contrast_weight=0.1",
@@ -39,6 +40,10 @@ def losses(run: Path) -> list[float]:
     return [record["train/loss"] for record in read_metrics(run) if "train/loss" in record]
 
 
+def held_out(run: Path) -> list[dict[str, float]]:
+    return [record for record in read_metrics(run) if "val/retrieval_a2v_r1" in record]
+
+
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
@@ -53,9 +58,8 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_from_shards_to_weights_and_pictures(whole: Path) -> None:
     assert len(losses(whole)) == STEPS
-    held_out = [record for record in read_metrics(whole) if "val/retrieval_a2v_r1" in record]
-    assert [record["step"] for record in held_out] == [0, 3, 6]
-    assert held_out[0]["val/retrieval_chance_r1"] == pytest.approx(1 / 20)
+    assert [record["step"] for record in held_out(whole)] == [0, 3, 6]
+    assert held_out(whole)[0]["val/retrieval_chance_r1"] == pytest.approx(1 / 20)
     assert {"encoder", "decoder"} == {name.split(".")[0] for name in load_weights(whole)}
     names = {path.name for path in (whole / "pictures").iterdir()}
     assert {f"reconstruction_{kind}_00000006.png" for kind in ("frames", "spectrograms")} <= names
@@ -78,8 +82,7 @@ def test_two_processes_give_the_curve_of_one(whole: Path, shards: Path, tmp_path
     result = pretrain(*words, f"output_dir={tmp_path}", f"train.steps={STEPS}", launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
-    one, two = ([r for r in read_metrics(run) if "val/retrieval_a2v_r1" in r][0] for run in (whole, tmp_path))
-    assert one == pytest.approx(two, rel=1e-6)
+    assert held_out(tmp_path)[0] == pytest.approx(held_out(whole)[0], rel=1e-6)
 
 
 def test_wrong_input_is_named(whole: Path, shards: Path, tmp_path: Path) -> None:
@@ -88,8 +91,14 @@ def test_wrong_input_is_named(whole: Path, shards: Path, tmp_path: Path) -> None
     cases = [
         ([f"data.train={tmp_path}/absent"], "absent"),
         ([f"data.train={empty}"], "index.json"),
-        ([f"data.train={shards}", "train.parallel.global_batch_size=64"], "20 clips, fewer than one global batch of 64"),
-        ([f"data.train={shards}", "train.parallel.accumulation_steps=3"], "global_batch_size 8 does not divide by 3"),
+        (
+            [f"data.train={shards}", "train.parallel.global_batch_size=64"],
+            "20 clips, fewer than one global batch of 64",
+        ),
+        (
+            [f"data.train={shards}", "train.parallel.accumulation_steps=3"],
+            "global_batch_size 8 does not divide by 3",
+        ),
         ([f"data.train={shards}", f"output_dir={whole}", "model.decoder_depth=2"], "is of another model"),
     ]
     for words, message in cases:

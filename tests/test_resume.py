@@ -39,7 +39,9 @@ def state(run: Path) -> str:
     ("world_size", "cases"), [(1, [(0, 2), (1, 1)]), (2, [(0, 1), (1, 1), (2, 2)])], ids=["one", "two"]
 )
 def test_resume_is_exact(tmp_path: Path, world_size: int, cases: list[tuple[int, int]]) -> None:
-    settings = [{"zero_stage": zero_stage, "accumulation": accumulation} for zero_stage, accumulation in cases]
+    settings = [
+        {"zero_stage": zero_stage, "accumulation": accumulation} for zero_stage, accumulation in cases
+    ]
     stop = {"signal_rank": world_size - 1, "signal_step": 4}
     names = [(tmp_path / f"whole{i}", tmp_path / f"interrupted{i}") for i in range(len(cases))]
     runs = [{"run": whole, **s} for (whole, _), s in zip(names, settings, strict=True)]

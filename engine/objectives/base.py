@@ -6,12 +6,14 @@ a batch and returns named values.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from datasets.batch import AVBatch
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 class LrGroup(NamedTuple):
@@ -26,14 +28,14 @@ class LrGroup(NamedTuple):
     scale: float
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, Generic[Model]):
     """A model and its losses.
 
     Attributes:
         model: What is trained, and saved as plain weights.
     """
 
-    model: nn.Module
+    model: Model
 
     def forward(self, batch: AVBatch) -> dict[str, Tensor]:
         """The losses of a batch on the model's device.

@@ -63,7 +63,7 @@ class CavMaeConfig:
             raise ValueError(f"objective.temperature is {self.temperature}: it must be above 0")
 
 
-class CavMae(Objective):
+class CavMae(Objective[AudioVisualMAE]):
     """CAV-MAE's two losses on an `AudioVisualMAE`.
 
     Args:
@@ -71,8 +71,6 @@ class CavMae(Objective):
         fbank: The spectrogram's settings.
         config: The losses' settings.
     """
-
-    model: AudioVisualMAE
 
     def __init__(self, model: AudioVisualMAE, fbank: FbankConfig, config: CavMaeConfig) -> None:
         super().__init__()

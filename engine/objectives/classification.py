@@ -112,7 +112,7 @@ def smooth_targets(labels: Tensor, smoothing: float) -> Tensor:
     return labels * (1 - smoothing) + smoothing / labels.shape[1]
 
 
-class Classification(Objective):
+class Classification(Objective[AudioVisualClassifier]):
     """A classifier and its loss.
 
     Args:
@@ -120,8 +120,6 @@ class Classification(Objective):
         fbank: The spectrogram's settings.
         config: Modalities, loss and augmentation.
     """
-
-    model: AudioVisualClassifier
 
     def __init__(
         self, model: AudioVisualClassifier, fbank: FbankConfig, config: ClassificationConfig

@@ -7,6 +7,7 @@ import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.training import make_trainer, micro_batches, small_objective
@@ -19,7 +20,7 @@ from engine.deepspeed_engine import ParallelConfig
 from engine.distributed import World, distributed
 from engine.objectives.cav_mae import CavMae
 from engine.runlog import RunLog, logger
-from engine.trainer import TrainConfig, TrainingError
+from engine.trainer import TrainConfig, Trainer, TrainingError
 
 
 class Spoilt(CavMae):
@@ -27,7 +28,7 @@ class Spoilt(CavMae):
 
     steps: Collection[int] = ()
     gradient_only = False
-    trainer = None
+    trainer: Trainer | None = None
     world: World
 
     def forward(self, batch: AVBatch) -> dict[str, Tensor]:
@@ -47,7 +48,7 @@ def spoilt_runs(runs: list[dict]) -> list[dict]:
         return [_spoilt_run(world, **run) for run in runs]
 
 
-def _spoilt_run(world: World, run: str, steps: list[int], zero_stage: int, gradient_only: bool) -> dict:
+def _spoilt_run(world: World, run: str, steps: list[int], zero_stage: Any, gradient_only: bool) -> dict:
     parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
     train = TrainConfig(steps=8, log_interval=3, checkpoint_interval=4, keep_checkpoints=9, parallel=parallel)
     base = small_objective()
@@ -96,10 +97,12 @@ class _Looks(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def looks_in_a_step(run: str, zero_stage: int) -> list[str]:
+def looks_in_a_step(run: str, zero_stage: Any) -> list[str]:
     """What the host waited for in one step between log intervals."""
     with distributed() as world:
-        parallel = ParallelConfig(global_batch_size=12, accumulation_steps=2, zero_stage=zero_stage, precision="fp32")
+        parallel = ParallelConfig(
+            global_batch_size=12, accumulation_steps=2, zero_stage=zero_stage, precision="fp32"
+        )
         train = TrainConfig(steps=9, log_interval=9, checkpoint_interval=9, parallel=parallel)
         trainer = make_trainer(world, Path(run), train)
         batches = trainer._batches()
@@ -144,7 +147,12 @@ def evaluated(run: str) -> dict:
     with distributed() as world:
         parallel = ParallelConfig(global_batch_size=12, precision="fp32")
         train = TrainConfig(
-            steps=6, log_interval=2, eval_interval=3, checkpoint_interval=2, keep_checkpoints=2, parallel=parallel
+            steps=6,
+            log_interval=2,
+            eval_interval=3,
+            checkpoint_interval=2,
+            keep_checkpoints=2,
+            parallel=parallel,
         )
         trainer = make_trainer(world, Path(run), train, evaluate=evaluate, peak_flops=1e12)
         return {"finished": trainer.fit()}

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -22,17 +23,17 @@ from models import FbankConfig, ModelConfig, build_model
 NUM_CLIPS = 24
 
 
-def small_model_config(**overrides) -> ModelConfig:
-    sizes = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32, "embed_dim": 24, "num_heads": 2}
-    depths = {"modality_depth": 1, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2}
-    return ModelConfig(name="cav_mae_tiny", **(sizes | depths | overrides))
+def small_model_config(**overrides: Any) -> ModelConfig:
+    sizes: dict[str, Any] = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32, "embed_dim": 24}
+    rest = {"num_heads": 2, "modality_depth": 1, "decoder_embed_dim": 16, "decoder_depth": 1}
+    return ModelConfig(name="cav_mae_tiny", decoder_num_heads=2, **{**sizes, **rest, **overrides})
 
 
-def small_objective(seed: int = 0, **settings) -> CavMae:
+def small_objective(seed: int = 0, **settings: Any) -> CavMae:
     torch.manual_seed(seed)
     config = small_model_config()
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
-    return CavMae(build_model(config), fbank, CavMaeConfig(**({"contrast_weight": 0.1} | settings)))
+    return CavMae(build_model(config), fbank, CavMaeConfig(**{"contrast_weight": 0.1, **settings}))
 
 
 def make_batch(rows: list[int]) -> AVBatch:
@@ -96,7 +97,9 @@ def gradients(cases: list[dict]) -> list[dict]:
         return [_gradients(world, **case) for case in cases]
 
 
-def _gradients(world: World, zero_stage: int, accumulation: int, clip: float | None = None, **settings) -> dict:
+def _gradients(
+    world: World, zero_stage: Any, accumulation: int, clip: float | None = None, **settings
+) -> dict:
     from deepspeed.utils import safe_get_full_grad
 
     parallel = ParallelConfig(
@@ -113,7 +116,8 @@ def _gradients(world: World, zero_stage: int, accumulation: int, clip: float | N
         loss += values["loss"].detach() / accumulation
         if number == accumulation:
             norm = clip_gradients(partition_gradients(engine, zero_stage), clip, partitioned=zero_stage > 0)
-            grads = {name: safe_get_full_grad(p).clone() for name, p in objective.model.named_parameters()}
+            full = {name: safe_get_full_grad(p) for name, p in objective.model.named_parameters()}
+            grads = {name: grad.clone() for name, grad in full.items() if grad is not None}
         engine.step()
     return {"loss": world.sum(loss) / world.size, "norm": norm, "grads": grads}
 
@@ -122,7 +126,7 @@ def fit(
     world: World,
     run: str,
     steps: int,
-    zero_stage: int = 0,
+    zero_stage: Any = 0,
     accumulation: int = 1,
     signal_rank: int = -1,
     signal_step: int = -1,
