@@ -68,7 +68,7 @@ class WeightAverage:
             before = safetensors.torch.load_file(self._path(epoch - 1))
             mean = {name: before[name].lerp(value, 1 / count) for name, value in mean.items()}
         path = self._path(epoch)
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".writing_{path.name}")
         safetensors.torch.save_file(mean, temporary, metadata={"format": "pt"})
         temporary.replace(path)

@@ -1,0 +1,80 @@
+"""Fine-tuning runs small enough for a test."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from support.training import small_model_config
+
+from datasets.loader import DataConfig
+from datasets.sampling import SamplingConfig
+from engine.averaging import AveragingConfig
+from engine.deepspeed_engine import ParallelConfig
+from engine.distributed import World, distributed
+from engine.finetune import build_classification, finetune
+from engine.finetune_config import EvaluationConfig, FinetuneConfig
+from engine.labelled import held_out_loader, open_labelled
+from engine.objectives.classification import ClassificationConfig, LossName
+from engine.optimizer import OptimizerConfig
+from engine.predictions import predict
+from engine.schedule import ScheduleConfig
+from engine.trainer import TrainConfig
+from models import FbankConfig
+
+BATCH = 6
+
+
+def small_config(
+    shards: str,
+    run: str,
+    *,
+    steps: int = 4,
+    cosine: bool = False,
+    sampling: dict[str, Any] | None = None,
+    evaluation: dict[str, Any] | None = None,
+    train: dict[str, Any] | None = None,
+    **options: Any,
+) -> FinetuneConfig:
+    """Clips of 3 classes through a very small model; ``options`` are those of the objective."""
+    model = small_model_config()
+    parallel = ParallelConfig(global_batch_size=BATCH, precision="fp32")
+    settings: dict[str, Any] = {"steps": steps, "log_interval": 1, "checkpoint_interval": 3}
+    halving = ScheduleConfig() if cosine else ScheduleConfig(halve_from_epoch=1, halve_every_epochs=0.5)
+    return FinetuneConfig(
+        data=DataConfig(shards, shards, num_workers=0),
+        output_dir=run,
+        model=model,
+        fbank=FbankConfig(target_length=model.audio_length, num_mel_bins=model.num_mel_bins),
+        sampling=SamplingConfig(**({"balanced": True, "mixup": 0.5} | (sampling or {}))),
+        objective=ClassificationConfig(**({"loss": LossName.cross_entropy, "head_lr_ratio": 50.0} | options)),
+        optimizer=OptimizerConfig(lr=1e-3),
+        schedule=halving,
+        train=TrainConfig(**(settings | (train or {})), parallel=parallel),
+        averaging=AveragingConfig(first_epoch=1),
+        evaluation=EvaluationConfig(
+            **({"batch_size": 4, "bootstrap": 20, "pictures": False} | (evaluation or {}))
+        ),
+    )
+
+
+def tune(runs: list[dict]) -> list[bool]:
+    """Fine-tuning runs one after the other in one process group; each given by the arguments of `small_config`."""
+    with distributed() as world:
+        return [finetune(small_config(**run), "model: small\n", world) for run in runs]
+
+
+def predictions(shards: str) -> dict:
+    """What an untrained classifier says of a set, over all ranks."""
+    with distributed() as world:
+        return predict_here(shards, world)
+
+
+def predict_here(shards: str, world: World) -> dict:
+    torch.set_num_threads(1)
+    config = small_config(shards, "unused")
+    train = open_labelled(config, shards)
+    objective = build_classification(config, train).eval()
+    loader = held_out_loader(config, train, shards, world, every_frame=True)
+    found = predict(objective, loader, world, config.data)
+    return {"ids": found.ids, "rows": found.rows, "labels": found.labels, "scores": found.scores}

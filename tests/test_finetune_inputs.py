@@ -1,0 +1,189 @@
+"""Fine-tuning refuses what can't be meant: labels, classes, heads, encoders that do not fit."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from support.finetuning import small_config
+from support.shards import make_shards
+from support.training import small_model_config
+
+from datasets.index import Label, ShardIndex, build_table
+from engine.distributed import World
+from engine.encoder_weights import load_classifier_weights, load_encoder_weights
+from engine.finetune import build_classification, evaluate_only, keep_classes
+from engine.finetune_config import FinetuneConfig
+from engine.labelled import (
+    LabelledSet,
+    Relabelled,
+    check_training_labels,
+    class_places,
+    held_out_loader,
+    open_labelled,
+)
+from engine.objectives.classification import LossName
+from models import AudioVisualClassifier, FbankConfig, ModelConfig, build_model
+
+ALONE = World(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> Path:
+    return make_shards(tmp_path_factory.mktemp("labelled"), 10, 5, seconds=0.2, frames=1)
+
+
+@pytest.fixture
+def train(shards: Path) -> LabelledSet:
+    return open_labelled(config(shards), str(shards))
+
+
+def config(shards: Path, run: str = "unused", **options: Any) -> FinetuneConfig:
+    return small_config(str(shards), run, **options)
+
+
+def fbank(model: ModelConfig) -> FbankConfig:
+    return FbankConfig(target_length=model.audio_length, num_mel_bins=model.num_mel_bins)
+
+
+def save(model: torch.nn.Module, path: Path) -> str:
+    safetensors.torch.save_file(model.state_dict(), path)
+    return str(path)
+
+
+def test_labels_missing(tmp_path: Path, shards: Path):
+    plain = make_shards(tmp_path, 6, 6, num_classes=0, seconds=0.2, frames=1)
+    with pytest.raises(ValueError, match=r"has no labels: prepare it with"):
+        open_labelled(config(shards), str(plain))
+
+
+def test_one_label_loss_on_clips_with_several(train: LabelledSet, shards: Path):
+    check_training_labels(config(shards), train)
+    train.table.label_offsets = train.table.label_offsets.copy()
+    train.table.label_offsets[4:] += 1
+    train.table.label_ids = torch.cat(
+        [torch.from_numpy(train.table.label_ids.astype(int)), torch.zeros(1)]
+    ).numpy()
+    with pytest.raises(
+        ValueError, match=r"cross_entropy needs one label a clip, but 1 clips .*'clip-00003' with 2"
+    ):
+        check_training_labels(config(shards, sampling={"balanced": False, "mixup": 0}), train)
+    check_training_labels(config(shards, loss=LossName.bce), train)
+
+
+def test_a_class_unknown_to_the_vocabulary(tmp_path: Path, train: LabelledSet, shards: Path):
+    other = make_shards(tmp_path, 10, 5, num_classes=5, seconds=0.2, frames=1)
+    with pytest.raises(
+        ValueError, match=r"has classes that the vocabulary of .* lacks: 'class 3', 'class 4'"
+    ):
+        class_places(train, open_labelled(config(shards), str(other)))
+
+
+def test_the_same_classes_in_another_order(tmp_path: Path, train: LabelledSet, shards: Path):
+    other = make_shards(tmp_path, 10, 5, seconds=0.2, frames=1)
+    index = ShardIndex.load(other)
+    turned = replace(index, labels=(Label("class 2"), Label("class 0"), Label("class 1")))
+    turned.save(other)
+    build_table(other, turned)
+    loader = held_out_loader(config(shards), train, str(other), ALONE, every_frame=False)
+    assert isinstance(loader, Relabelled)
+    batches = list(loader)
+    labels = torch.cat([batch.labels for batch in batches if batch.labels is not None])
+    assert labels.argmax(1).tolist() == [i % 3 for i in range(10)]
+
+
+def test_a_head_of_another_size(tmp_path: Path, train: LabelledSet, shards: Path):
+    model = AudioVisualClassifier(small_model_config(), 4)
+    init = save(model, tmp_path / "four.safetensors")
+    wanted = replace(config(shards), init=init, init_head=True)
+    with pytest.raises(ValueError, match=r"has a head of 4 classes, and the training set has 3"):
+        build_classification(wanted, train)
+    kept = build_classification(replace(wanted, init_head=False), train)
+    assert torch.equal(kept.model.encoder.norm.joint.weight, model.encoder.norm.joint.weight)
+    init = save(build_model(small_model_config()), tmp_path / "pretrained.safetensors")
+    with pytest.raises(ValueError, match="has no classification head"):
+        build_classification(replace(wanted, init=init), train)
+
+
+def test_a_kept_head_gives_the_same_logits(tmp_path: Path, train: LabelledSet, shards: Path):
+    model = AudioVisualClassifier(small_model_config(), 3).eval()
+    init = save(model, tmp_path / "three.safetensors")
+    again = build_classification(replace(config(shards), init=init, init_head=True), train).model
+    sound, picture = torch.randn(2, 32, 32), torch.randn(2, 3, 32, 32)
+    assert torch.equal(model(sound, picture), again(sound, picture))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [
+        ({"embed_dim": 48}, "width 48"),
+        ({"modality_depth": 2}, "has no place in the model"),
+        ({"joint_depth": 0}, "missing in the file"),
+        ({"patch_size": 8}, "patch"),
+    ],
+)
+def test_an_encoder_that_does_not_fit(tmp_path: Path, sizes: dict[str, int], message: str):
+    init = save(build_model(small_model_config(**sizes)), tmp_path / "other.safetensors")
+    model = small_model_config()
+    with pytest.raises(ValueError, match=message):
+        load_encoder_weights(init, build_model(model).encoder, fbank(model))
+
+
+def test_other_lengths_and_sizes_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    pretrained = build_model(small_model_config())
+    init = save(pretrained, tmp_path / "short.safetensors")
+    model = small_model_config(audio_length=64, image_size=64)
+    encoder = AudioVisualClassifier(model, 3).encoder
+    report = str(load_encoder_weights(init, encoder, fbank(model)))
+    assert "2×2 to 2×4" in report
+    assert "interpolated from 2×2 to 4×4" in report
+    assert torch.equal(encoder.audio.patch_embed.weight, pretrained.encoder.audio.patch_embed.weight)
+    streams = encoder(torch.randn(1, 64, 32), torch.randn(1, 3, 64, 64))
+    assert streams.joint is not None
+    assert streams.joint.shape[1] == 8 + 16
+
+
+def test_a_run_keeps_its_classes(tmp_path: Path, train: LabelledSet):
+    keep_classes(tmp_path, train)
+    keep_classes(tmp_path, train)
+    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
+    with pytest.raises(ValueError, match="was trained on other classes"):
+        keep_classes(tmp_path, train)
+
+
+def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):
+    with pytest.raises(ValueError, match="has no checkpoint to evaluate; give one with init"):
+        evaluate_only(config(shards, str(tmp_path)), ALONE, train, tmp_path)
+    model = AudioVisualClassifier(small_model_config(), 2)
+    init = save(model, tmp_path / "two.safetensors")
+    with pytest.raises(ValueError, match="head of 2 classes"):
+        load_classifier_weights(init, model, fbank(small_model_config()), ["a", "b", "c"])
+
+
+def test_evaluation_without_training(tmp_path: Path, train: LabelledSet, shards: Path):
+    init = save(build_model(small_model_config()), tmp_path / "pretrained.safetensors")
+    run = tmp_path / "run"
+    wanted = replace(config(shards, str(run)), init=init, eval_only=True)
+    assert evaluate_only(wanted, ALONE, train, run)
+    report = (run / "evaluation" / "init" / "metrics.json").read_text()
+    assert "linear_audio_top1" in report
+    assert "results" not in report
+
+
+def test_settings_that_exclude_each_other(shards: Path):
+    base = config(shards)
+    for changes, message in (
+        ({"init_head": True}, "init_head needs init"),
+        ({"eval_only": True, "data": replace(base.data, val=None)}, "eval_only needs data.val"),
+        ({"fbank": replace(base.fbank, target_length=99)}, "fbank.target_length is 99"),
+        (
+            {"train": replace(base.train, eval_interval=5), "data": replace(base.data, val=None)},
+            "train.eval_interval",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            replace(base, **changes)
