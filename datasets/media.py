@@ -179,7 +179,8 @@ class _Reading:
         for stream in (videos[0], self.audio):
             if stream.codec_context is None:  # not in the stubs: a codec this FFmpeg lacks
                 raise MediaError("undecodable", f"no decoder for the {stream.type} stream")
-        videos[0].codec_context.thread_count = 1
+        for stream in (videos[0], self.audio):
+            stream.codec_context.thread_count = 1
         self.picture = PictureTrack(videos[0], self.origin)
         rate = self.audio.codec_context.sample_rate
         if not rate:

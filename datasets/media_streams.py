@@ -250,7 +250,9 @@ def upright_rgb(frame: av.VideoFrame, shorter_side: int, pixel_aspect: float) ->
     width, height = max(round(frame.width * pixel_aspect), 1), frame.height
     scale = min(shorter_side / min(width, height), 1.0)
     width, height = max(round(width * scale), 1), max(round(height * scale), 1)
-    picture = frame.reformat(width=width, height=height, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    picture = frame.reformat(
+        width=width, height=height, format="rgb24", interpolation="BICUBIC", threads=1
+    ).to_ndarray()
     side_data = cast(SideDataContainer, frame.side_data)
     if SideData.DISPLAYMATRIX not in side_data:
         return picture

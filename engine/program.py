@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from datasets.batch import TooManyFailuresError
 from datasets.shards import ShardError
 from engine.checkpoint import CheckpointError
 from engine.config import parse_config
@@ -17,7 +18,7 @@ from engine.trainer import TrainingError
 T = TypeVar("T")
 
 #: What is wrong with what the user gave, said in a line; anything else is our mistake and shows its traceback.
-_USER_ERRORS = (ShardError, CheckpointError, TrainingError, ValueError)
+_USER_ERRORS = (ShardError, CheckpointError, TrainingError, TooManyFailuresError, ValueError)
 
 
 def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World], bool]) -> int:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from datasets.batch import AVBatch, ReadFailure
+from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from engine.averaging import WeightAverage
 from engine.checkpoint import (
     Checkpoint,
@@ -144,16 +144,14 @@ class Trainer:
             objective.model.compile()
         self.step = 0
         model = objective.model
-        self._resume(
-            build_optimizer(optimizer, model, objective.no_weight_decay(), objective.lr_groups())
-        )
+        self._resume(build_optimizer(optimizer, model, objective.no_weight_decay(), objective.lr_groups()))
         self.skipped: set[int] = self._read_skipped()
         self.log = RunLog(run if world.is_main else None, self.step, self.total_steps)
         self.stop = StopRequest(world)
         self._metrics = MetricBuffer(config.log_interval, world.device)
         self._ids: dict[int, list[str]] = {}
         self._failures: list[ReadFailure] = []
-        self._bad_clips = self._clips_seen = 0
+        self._budget = FailureBudget(data.max_bad_fraction)
         self._waited, self._interval_started, self._interval_samples = 0.0, time.perf_counter(), 0
 
     def fit(self) -> bool:
@@ -163,7 +161,8 @@ class Trainer:
             True when finished, False when stopped on request (the checkpoint is written).
 
         Raises:
-            TrainingError: Non-finite numbers again and again, or too many unreadable clips.
+            TrainingError: Non-finite numbers again and again.
+            TooManyFailuresError: Too many unreadable clips.
         """
         self.log.status("running", self.step)
         try:
@@ -223,7 +222,7 @@ class Trainer:
         self._waited += time.perf_counter() - started
         for batch in micro_batches:
             self._failures += batch.failures
-            self._clips_seen += len(batch) * self.world.size
+            self._budget.seen += len(batch) * self.world.size
         rates = set_lr(self.engine.optimizer, self._lr())
         metrics: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches, start=1):
@@ -276,7 +275,7 @@ class Trainer:
             "train/epoch": self.step * self.config.parallel.global_batch_size / self.data.num_clips,
             "train/samples_per_second": rate,
             "train/data_wait_share": self._waited / elapsed,
-            "train/unreadable_clips": float(self._bad_clips),
+            "train/unreadable_clips": float(self._budget.failed),
         }
         if self.peak_flops:
             flops = rate / self.world.size * self.objective.flops_per_sample()
@@ -284,18 +283,15 @@ class Trainer:
         return values
 
     def _count_failures(self) -> None:
+        """Shares the unreadable clips of all ranks, names the new ones, stops the run where they are too many."""
         failures = [failure for part in self.world.gather_objects(self._failures) for failure in part]
         self._failures = []
-        self._bad_clips += len(failures)
+        self._budget.failed += len(failures)
         for failure in failures:
-            logger.warning("unreadable clip %s in %s: %s", failure.id, failure.shard, failure.reason)
-        # A share means little among the first few clips.
-        if self._bad_clips > self.data.max_bad_fraction * max(self._clips_seen, 1000):
-            raise TrainingError(
-                f"{self._bad_clips} of {self._clips_seen} clips read could not be used, more than "
-                f"data.max_bad_fraction {self.data.max_bad_fraction} allows; the last: {failures[-1]}. "
-                "Check the shards with `python -m datasets.check`"
-            )
+            if failure.id not in self._budget.named:
+                logger.warning("unreadable clip %s in %s: %s", failure.id, failure.shard, failure.reason)
+                self._budget.named[failure.id] = failure
+        self._budget.check()
 
     def _go_back(self, bad_step: int) -> None:
         """Returns to the newest checkpoint and passes over the batch whose numbers were not finite."""

@@ -53,7 +53,7 @@ def test_unreadable_clips_are_named_and_have_a_budget(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "a")[-1]["train/unreadable_clips"] == 40
     beyond = run_ranks("support.mishaps:unreadable", 1, run=str(tmp_path / "b"), fraction=0.01)[0]
     assert beyond["step"] == 11
-    assert "data.max_bad_fraction" in beyond["error"]
+    assert "max_bad_fraction" in beyond["error"]
     assert "shard-000007.tar" in beyond["error"]
 
 

@@ -14,7 +14,7 @@ from support.training import make_trainer, micro_batches, small_objective
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from datasets.batch import AVBatch, ReadFailure
+from datasets.batch import AVBatch, FailureBudget, ReadFailure, TooManyFailuresError
 from engine.checkpoint import find_checkpoints, load_weights
 from engine.deepspeed_engine import ParallelConfig
 from engine.distributed import World, distributed
@@ -126,12 +126,12 @@ def unreadable(run: str, fraction: float) -> dict:
                 yield replace(batch, failures=[ReadFailure(f"bad{number}", "shard-000007.tar", "not a JPEG")])
 
         trainer = make_trainer(world, Path(run), train, loader=loader)
-        trainer.data = replace(trainer.data, max_bad_fraction=fraction)
+        trainer._budget = FailureBudget(fraction)
         said = _Said()
         logger.addHandler(said)
         try:
             trainer.fit()
-        except TrainingError as error:
+        except TooManyFailuresError as error:
             return {"error": str(error), "step": trainer.step, "said": said.text}
         return {"error": None, "step": trainer.step, "said": said.text}
 
