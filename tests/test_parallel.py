@@ -36,6 +36,7 @@ CASES = [
     *({"zero_stage": z, "accumulation": a, "bidirectional": z == 1} for z in (0, 1, 2) for a in (1, 2)),
     *({"zero_stage": z, "accumulation": 1, "clip": 0.05} for z in (0, 1, 2)),
     {"zero_stage": 0, "accumulation": 1, "negatives": "local"},
+    *({"zero_stage": z, "accumulation": 1, "precision": "bf16"} for z in (0, 1, 2)),
 ]
 
 
@@ -84,3 +85,15 @@ def test_local_negatives_are_each_ranks_own(results) -> None:
         assert parameter.grad is not None
         assert relative(result["grads"][name], parameter.grad) < 1e-5, name
     assert relative(result["loss"], reference(1, False)[0]) > 1e-4
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_bf16_is_near_fp32_with_float32_gradients(results, zero_stage: int) -> None:
+    case, result = results[10 + zero_stage]
+    assert (case["precision"], case["zero_stage"]) == ("bf16", zero_stage)
+    loss, grads = reference(1, False)
+    assert result["loss"].dtype == torch.float32
+    assert 0 < relative(result["loss"], loss) < 1e-2
+    whole, expected = (torch.cat([g[name].flatten() for name in grads]) for g in (result["grads"], grads))
+    assert whole.dtype == torch.float32
+    assert 1e-5 < relative(whole, expected) < 5e-2

@@ -98,12 +98,17 @@ def gradients(cases: list[dict]) -> list[dict]:
 
 
 def _gradients(
-    world: World, zero_stage: Any, accumulation: int, clip: float | None = None, **settings
+    world: World,
+    zero_stage: Any,
+    accumulation: int,
+    clip: float | None = None,
+    precision: Any = "fp32",
+    **settings: Any,
 ) -> dict:
     from deepspeed.utils import safe_get_full_grad
 
     parallel = ParallelConfig(
-        global_batch_size=8, accumulation_steps=accumulation, zero_stage=zero_stage, precision="fp32"
+        global_batch_size=8, accumulation_steps=accumulation, zero_stage=zero_stage, precision=precision
     )
     objective = small_objective(**settings)
     optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
