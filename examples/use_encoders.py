@@ -109,7 +109,7 @@ def player_tag(waveform: Tensor) -> str:
     """An ``audio`` of (S,) int16."""
     buffer = io.BytesIO()
     soundfile.write(buffer, waveform.numpy(), SAMPLE_RATE, format="WAV", subtype="PCM_16")
-    return f'<audio controls preload="none" src="{data_uri("audio/wav", buffer.getvalue())}"></audio>'
+    return f'<audio controls preload="metadata" src="{data_uri("audio/wav", buffer.getvalue())}"></audio>'
 
 
 def section(question: Question, scores: Tensor, clips: Sequence[Clip], answers: int) -> str:
