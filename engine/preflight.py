@@ -19,14 +19,19 @@ import torch
 from datasets.loader import DataConfig, open_store
 from datasets.shards import ShardError
 from engine.config import PretrainConfig, parse_config
+from engine.finetune_config import FinetuneConfig
+from engine.objectives.classification import Classification
 from engine.trainer import TrainConfig
-from models import ModelConfig, build_model, forward_flops, parameter_count
+from models import AudioVisualClassifier, ModelConfig, build_model, forward_flops, parameter_count
 
 #: Bytes that a transformer block keeps for its backward pass, for each token and unit of width, in 16-bit
 #: arithmetic with fused attention (arXiv 2205.05198, eq. 2 without the attention matrices).
 _BLOCK_BYTES = 34
 
 _GB = 1e9
+
+#: Of AudioSet.
+_CLASSES = 527
 
 
 @dataclass(frozen=True)
@@ -78,20 +83,71 @@ class Report:
         return "\n".join([*self.lines, end])
 
 
-def check_pretraining(config: PretrainConfig, cluster: Cluster) -> Report:
-    """All checks and estimates for a pretraining run."""
-    report = Report()
-    clips = _check_data(config.data, config.train, report)
-    micro_batch = _check_batch(config.train, cluster, report)
+@dataclass(frozen=True)
+class Workload:
+    """What the checks must know of a run, whatever it trains.
+
+    Attributes:
+        data: Its sets.
+        train: Its steps, batch and parallelism.
+        output_dir: Its folder.
+        parameters: Of the model.
+        flops: Of one clip in a training step.
+        activations: Bytes that one clip keeps for the backward pass; an estimate.
+    """
+
+    data: DataConfig
+    train: TrainConfig
+    output_dir: Path
+    parameters: int
+    flops: float
+    activations: int
+
+
+def pretraining_workload(config: PretrainConfig) -> Workload:
+    """What a pretraining run will need."""
+    objective, model = config.objective, config.model
     with torch.device("meta"):
-        parameters = parameter_count(build_model(config.model), trainable_only=False)
-    report.say("model", f"{config.model.name}, {parameters / 1e6:.1f} million parameters")
-    _check_disk(Path(config.output_dir), parameters, config.train, report)
+        parameters = parameter_count(build_model(model), trainable_only=False)
+    contrast = objective.contrast_weight > 0
+    flops = 3 * forward_flops(model, reconstruct=objective.reconstruction_weight > 0, contrast=contrast)
+    kept = model.num_kept_audio + model.num_kept_visual
+    activations = activation_bytes(model, kept, 2 if contrast else 1, _uses_bf16(config.train), decode=True)
+    return Workload(config.data, config.train, Path(config.output_dir), parameters, flops, activations)
+
+
+def finetuning_workload(config: FinetuneConfig) -> Workload:
+    """What a fine-tuning run will need; the head, a thousandth of the model, is counted for AudioSet's classes."""
+    objective, model = config.objective, config.model
+    with torch.device("meta"):
+        classifier = AudioVisualClassifier(model, _CLASSES, pool_separate=objective.pool_separate)
+    task = Classification(classifier, config.fbank, objective)
+    parameters = parameter_count(classifier, trainable_only=False)
+    tokens = model.num_audio_tokens * objective.audio + model.num_visual_tokens * objective.visual
+    passes = 2 if objective.pool_separate else 1
+    activations = activation_bytes(model, tokens, passes, _uses_bf16(config.train), decode=False)
+    return Workload(
+        config.data, config.train, Path(config.output_dir), parameters, task.flops_per_sample(), activations
+    )
+
+
+def check(run: Workload, cluster: Cluster) -> Report:
+    """All checks and estimates."""
+    report = Report()
+    clips = _check_data(run.data, run.train, report)
+    micro_batch = _check_batch(run.train, cluster, report)
+    report.say("model", f"{run.parameters / 1e6:.1f} million parameters")
+    _check_disk(run, report)
     if micro_batch:
-        _check_memory(config, parameters, micro_batch, cluster, report)
+        _check_memory(run, micro_batch, cluster, report)
     if clips:
-        _estimate_cost(config, clips, cluster, report)
+        _estimate_cost(run, clips, cluster, report)
     return report
+
+
+def _uses_bf16(train: TrainConfig) -> bool:
+    """On the GPUs that the run is meant for, not on this machine."""
+    return train.parallel.precision != "fp32"
 
 
 def _check_data(data: DataConfig, train: TrainConfig, report: Report) -> int:
@@ -132,13 +188,13 @@ def _check_batch(train: TrainConfig, cluster: Cluster, report: Report) -> int:
     return micro_batch
 
 
-def _check_disk(run: Path, parameters: int, train: TrainConfig, report: Report) -> None:
+def _check_disk(run: Workload, report: Report) -> None:
     """Each checkpoint: float32 weights twice (DeepSpeed's and safetensors) and Adam's two moments."""
-    one = 16 * parameters
-    needed = one * (train.keep_checkpoints + 1)
-    folder = next(path for path in (run.absolute(), *run.absolute().parents) if path.exists())
+    one, folder = 16 * run.parameters, run.output_dir.absolute()
+    needed = one * (run.train.keep_checkpoints + 1)
+    folder = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    text = f"{train.keep_checkpoints} + 1 checkpoints of {one / _GB:.2f} GB = {needed / _GB:.1f} GB"
+    text = f"{run.train.keep_checkpoints} + 1 checkpoints of {one / _GB:.2f} GB = {needed / _GB:.1f} GB"
     if needed > free:
         report.object("disk", f"{text}, but only {free / _GB:.1f} GB are free in {folder}")
     else:
@@ -161,29 +217,32 @@ def state_bytes(parameters: int, world_size: int, zero_stage: int, bf16: bool) -
     return 4 * parameters + gradients + moments + (2 * parameters if bf16 else 0)
 
 
-def activation_bytes(model: ModelConfig, contrast: bool, bf16: bool) -> int:
-    """Bytes that one clip's forward pass keeps for the backward pass; an estimate."""
+def activation_bytes(model: ModelConfig, tokens: int, joint_passes: int, bf16: bool, decode: bool) -> int:
+    """Bytes that one clip's forward pass keeps for the backward pass; an estimate.
+
+    Args:
+        model: The model.
+        tokens: Tokens of the clip in the encoder.
+        joint_passes: How often they pass the joint blocks.
+        bf16: Whether autocast computes in 16 bits.
+        decode: Whether the decoder runs, over all tokens.
+    """
     arch = model.architecture
-    kept = model.num_kept_audio + model.num_kept_visual
-    tokens = model.num_audio_tokens + model.num_visual_tokens
-    passes = arch.modality_depth + arch.joint_depth * (2 if contrast else 1)
-    encoder = passes * kept * arch.embed_dim
-    decoder = arch.decoder_depth * tokens * arch.decoder_embed_dim
-    wide = 1 if bf16 else 2
+    all_tokens = (model.num_audio_tokens + model.num_visual_tokens) * decode
+    encoder = (arch.modality_depth + arch.joint_depth * joint_passes) * tokens * arch.embed_dim
+    decoder = arch.decoder_depth * all_tokens * arch.decoder_embed_dim
+    block = _BLOCK_BYTES if bf16 else 2 * _BLOCK_BYTES
     if model.activation_checkpointing:  # each block's input, and one block in full
-        whole = max(kept * arch.embed_dim, tokens * arch.decoder_embed_dim)
-        return 4 * (encoder + decoder) + wide * _BLOCK_BYTES * whole
-    return wide * _BLOCK_BYTES * (encoder + decoder)
+        return 4 * (encoder + decoder) + block * max(
+            tokens * arch.embed_dim, all_tokens * arch.decoder_embed_dim
+        )
+    return block * (encoder + decoder)
 
 
-def _check_memory(
-    config: PretrainConfig, parameters: int, micro_batch: int, cluster: Cluster, report: Report
-) -> None:
-    bf16 = config.train.parallel.precision != "fp32"
-    activations = micro_batch * activation_bytes(config.model, config.objective.contrast_weight > 0, bf16)
-    chosen = config.train.parallel.zero_stage
+def _check_memory(run: Workload, micro_batch: int, cluster: Cluster, report: Report) -> None:
+    activations, chosen = micro_batch * run.activations, run.train.parallel.zero_stage
     for stage in (0, 1, 2):
-        state = state_bytes(parameters, cluster.world_size, stage, bf16)
+        state = state_bytes(run.parameters, cluster.world_size, stage, _uses_bf16(run.train))
         total = (state + activations) / _GB
         parts = f"{state / _GB:.1f} weights, gradients, Adam + {activations / _GB:.1f} activations"
         text = f"{total:.1f} GB a GPU: {parts}"
@@ -194,20 +253,14 @@ def _check_memory(
             report.say(f"ZeRO {stage}", text + (" (this run)" if stage == chosen else ""))
 
 
-def _estimate_cost(config: PretrainConfig, clips: int, cluster: Cluster, report: Report) -> None:
-    steps, objective = config.train.total_steps(clips), config.objective
-    samples = steps * config.train.parallel.global_batch_size
-    flops = 3 * forward_flops(
-        config.model, reconstruct=objective.reconstruction_weight > 0, contrast=objective.contrast_weight > 0
-    )
+def _estimate_cost(run: Workload, clips: int, cluster: Cluster, report: Report) -> None:
+    steps = run.train.total_steps(clips)
+    samples = steps * run.train.parallel.global_batch_size
+    gpu_hours = run.flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
+    hours, basis = gpu_hours / cluster.world_size, f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
     report.say("steps", f"{steps} steps, {samples / clips:.1f} epochs, {samples} clips")
-    report.say("FLOPs", f"{flops / 1e9:.1f} GFLOP a clip, {flops * samples:.3g} in all")
-    gpu_hours = flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
-    basis = f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
-    report.say(
-        "time",
-        f"{gpu_hours / cluster.world_size:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up",
-    )
+    report.say("FLOPs", f"{run.flops / 1e9:.1f} GFLOP a clip, {run.flops * samples:.3g} in all")
+    report.say("time", f"{hours:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -221,11 +274,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--gpu_tflops", type=float, default=312.0, help="peak of a GPU (312: A100 in bf16)")
     parser.add_argument("--mfu", type=float, default=0.3, help="share of the peak that is reached")
     own = parser.parse_args(given[:cut])
-    if given[cut + 1 : cut + 2] != ["main_pretrain.py"]:
-        parser.error("preflight knows main_pretrain.py; give it and its arguments after '--'")
-    config, _ = parse_config(PretrainConfig, "main_pretrain.py", given[cut + 2 :])
+    script, *rest = given[cut + 1 :] or [""]
+    if script == "main_pretrain.py":
+        run = pretraining_workload(parse_config(PretrainConfig, script, rest)[0])
+    elif script == "main_finetune.py":
+        run = finetuning_workload(parse_config(FinetuneConfig, script, rest)[0])
+    else:
+        parser.error("after '--' comes main_pretrain.py or main_finetune.py with its arguments")
     cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)
-    report = check_pretraining(config, cluster)
+    report = check(run, cluster)
     print(report)
     return 1 if report.problems else 0
 

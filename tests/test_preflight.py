@@ -9,9 +9,10 @@ from support.shards import make_shards
 from support.training import small_model_config
 
 from datasets.loader import DataConfig
+from engine import preflight
 from engine.config import PretrainConfig
 from engine.deepspeed_engine import ParallelConfig
-from engine.preflight import Cluster, Report, activation_bytes, check_pretraining, main, state_bytes
+from engine.preflight import Cluster, Report, activation_bytes, main, pretraining_workload, state_bytes
 from engine.trainer import TrainConfig
 from models import FbankConfig
 
@@ -34,7 +35,7 @@ def check(
             epochs=4, keep_checkpoints=keep, parallel=ParallelConfig(global_batch_size=global_batch_size)
         ),
     )
-    return check_pretraining(config, cluster or Cluster(nodes=2, processes=2))
+    return preflight.check(pretraining_workload(config), cluster or Cluster(nodes=2, processes=2))
 
 
 def test_a_sound_run_passes(shards, tmp_path):
@@ -84,8 +85,8 @@ def test_state_by_zero_stage():
 
 
 def test_checkpointing_keeps_less():
-    full = activation_bytes(small_model_config(), contrast=True, bf16=True)
-    less = activation_bytes(small_model_config(activation_checkpointing=True), contrast=True, bf16=True)
+    plain, saving = small_model_config(), small_model_config(activation_checkpointing=True)
+    full, less = (activation_bytes(model, 10, 2, bf16=True, decode=True) for model in (plain, saving))
     assert 0 < less < full
 
 
@@ -93,6 +94,8 @@ def test_exit_status(shards, tmp_path, capsys):
     run = ["--", "main_pretrain.py", f"data.train={shards}", f"output_dir={tmp_path}"]
     assert main(["--processes=2", *run, "train.parallel.global_batch_size=8"]) == 0
     assert main(["--processes=2", *run]) == 1
+    tuning = ["--", "main_finetune.py", *run[2:], "train.parallel.global_batch_size=8"]
+    assert main(["--processes=2", *tuning]) == 0
     with pytest.raises(SystemExit) as wrong:
         main([*run, "data.trian=x"])
     assert wrong.value.code == 2

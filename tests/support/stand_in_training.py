@@ -37,16 +37,17 @@ def main() -> int:
     signal.signal(signal.SIGUSR1, lambda *_: stop.append(1))
     RUN.mkdir(parents=True, exist_ok=True)
     started = RUN / f"started-{RANK}"
-    starts = started.read_text() if started.exists() else ""
-    started.write_text(starts + f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}\n")
+    with started.open("a") as file:
+        file.write(f"{os.getpid()} {os.environ['OMP_NUM_THREADS']}\n")
+    first = not (RUN / "launch" / "history.jsonl").exists()
     saved = (int(path.name[5:]) for path in (RUN / "checkpoints").glob("step_*"))
     step = max(saved, default=0)
     say("running", step)
     # With hold, the first attempt goes on until it is told to stop.
-    while step < STEPS or ("hold" in OPTIONS and not starts):
+    while step < STEPS or ("hold" in OPTIONS and first):
         time.sleep(SECONDS)
         step += 1
-        if step == CRASH_AT and CRASH_RANK == RANK and not starts:
+        if step == CRASH_AT and CRASH_RANK == RANK and first:
             os.kill(os.getpid(), signal.SIGKILL)
         if step % 5 == 0:
             save(step)
