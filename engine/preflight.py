@@ -20,7 +20,6 @@ from datasets.loader import DataConfig, open_store
 from datasets.shards import ShardError
 from engine.config import PretrainConfig, parse_config
 from engine.finetune_config import FinetuneConfig
-from engine.objectives.classification import Classification
 from engine.trainer import TrainConfig
 from models import AudioVisualClassifier, ModelConfig, build_model, forward_flops, parameter_count
 
@@ -121,14 +120,15 @@ def finetuning_workload(config: FinetuneConfig) -> Workload:
     objective, model = config.objective, config.model
     with torch.device("meta"):
         classifier = AudioVisualClassifier(model, _CLASSES, pool_separate=objective.pool_separate)
-    task = Classification(classifier, config.fbank, objective)
     parameters = parameter_count(classifier, trainable_only=False)
     tokens = model.num_audio_tokens * objective.audio + model.num_visual_tokens * objective.visual
     passes = 2 if objective.pool_separate else 1
     activations = activation_bytes(model, tokens, passes, _uses_bf16(config.train), decode=False)
-    return Workload(
-        config.data, config.train, Path(config.output_dir), parameters, task.flops_per_sample(), activations
-    )
+    arch = model.architecture
+    block = arch.embed_dim * (4 * arch.embed_dim + 2 * int(arch.embed_dim * model.mlp_ratio))
+    forward = 2.0 * tokens * (arch.modality_depth + arch.joint_depth * passes) * block
+    flops = forward if objective.freeze_encoder else 3 * forward
+    return Workload(config.data, config.train, Path(config.output_dir), parameters, flops, activations)
 
 
 def check(run: Workload, cluster: Cluster) -> Report:
