@@ -1,0 +1,253 @@
+"""Round trips and exports: the same function in every form."""
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.small_models import SMALL, inputs, small_model
+from support.sources import mae_state, randomize
+
+from models import AudioVisualClassifier, FbankConfig, ModelConfig, load_pretrained
+from models.convert import convert
+from models.convert import main as convert_main
+from models.description import Description, save_described
+from models.export import export
+from models.export import main as export_main
+from models.export_program import missing_onnx_packages
+from models.files import WeightsError
+from models.published import load_published, to_published
+from models.weights import read_weights
+
+REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"
+HEADS = {"num_heads": 2, "decoder_num_heads": 4}
+
+
+def described(path: Path, kind: str = "mae", **overrides) -> torch.nn.Module:
+    """Writes a model with its description; returns it."""
+    config = ModelConfig("cav_mae_tiny", **(SMALL | overrides))
+    model = small_model(**overrides) if kind == "mae" else AudioVisualClassifier(config, 5)
+    randomize(model)
+    fbank = FbankConfig(target_length=64, num_mel_bins=32, mean=-4.0, std=3.0)
+    labels = None if kind == "mae" else ("a", "b", "c", "d", "e")
+    save_described(path, model.state_dict(), Description(config, fbank, labels, {"step": 7}))
+    return model
+
+
+@pytest.mark.parametrize("kind", ["mae", "classifier"])
+def test_ours_to_published_and_back_is_exact(tmp_path, kind):
+    model = described(tmp_path / "ours.safetensors", kind, layer_norm_eps=1e-5)
+    for suffix in (".pth", ".safetensors"):
+        there = tmp_path / f"published{suffix}"
+        report = convert(str(tmp_path / "ours.safetensors"), there, "published")
+        assert "epsilon" not in report
+        known = {"num_heads": 2, "decoder_num_heads": 2, "num_mel_bins": 32}
+        convert(str(there), tmp_path / "back.safetensors", "earsight", known=known)
+        back = read_weights(tmp_path / "back.safetensors")
+        assert all(torch.equal(back.state[name], value) for name, value in model.state_dict().items())
+        assert back.num_classes == (None if kind == "mae" else 5)
+
+
+@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
+def test_reference_files_go_through_ours_unchanged(tmp_path, kind):
+    state = {
+        k.removeprefix(f"{kind}."): v for k, v in load_file(REFERENCE).items() if k.startswith(f"{kind}.")
+    }
+    torch.save(state, tmp_path / "cav.pth")
+    convert(str(tmp_path / "cav.pth"), tmp_path / "ours.safetensors", "earsight", known=HEADS)
+    convert(str(tmp_path / "ours.safetensors"), tmp_path / "again.pth", "published")
+    again = torch.load(tmp_path / "again.pth", weights_only=True)
+    assert again.keys() == state.keys()
+    _, report = load_published(state, **HEADS)
+    for name in report.used:
+        assert torch.equal(again[f"module.{name}"], state[f"module.{name}"]), name
+
+
+def test_a_mae_file_becomes_a_published_one(tmp_path):
+    torch.save({"model": mae_state()}, tmp_path / "mae.pth")
+    settings = ["num_heads=2", "decoder_num_heads=2", "audio_length=64", "num_mel_bins=32"]
+    paths = [str(tmp_path / "mae.pth"), str(tmp_path / "out.pth")]
+    convert_main([*paths, "--to", "published", "--set", *settings])
+    model, _ = load_published(tmp_path / "out.pth", num_heads=2, decoder_num_heads=2, num_mel_bins=32)
+    assert torch.equal(model.encoder.audio.blocks[0].norm1.weight, mae_state()["blocks.0.norm1.weight"])
+
+
+def test_the_difference_of_the_epsilons_is_told(tmp_path):
+    described(tmp_path / "ours.safetensors")
+    report = convert(str(tmp_path / "ours.safetensors"), tmp_path / "out.pth", "published")
+    assert "epsilon is 1e-06 in this model and 1e-05 in the published code" in report
+
+
+def test_mistakes_on_the_command_line_are_errors(tmp_path, capsys):
+    described(tmp_path / "ours.safetensors")
+    for arguments, message in [
+        ([str(tmp_path / "nothing"), str(tmp_path / "a.safetensors")], "no such file"),
+        ([str(tmp_path / "ours.safetensors"), str(tmp_path / "a.pth")], "must end in .safetensors"),
+        (
+            [str(tmp_path / "ours.safetensors"), str(tmp_path / "a.safetensors"), "--set", "num_head=2"],
+            "num_heads",
+        ),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            convert_main(arguments)
+        assert caught.value.code == 1
+        assert message in capsys.readouterr().err
+
+
+def test_an_exported_model_loads_in_one_line(tmp_path):
+    model = described(tmp_path / "ours.safetensors", "classifier")
+    export(str(tmp_path / "ours.safetensors"), tmp_path / "out", "earsight")
+    encoders = load_pretrained(tmp_path / "out")
+    state = encoders.encoder.state_dict()
+    assert all(torch.equal(value, model.encoder.state_dict()[name]) for name, value in state.items())
+    assert encoders.description.labels == ("a", "b", "c", "d", "e")
+    assert encoders.fbank == FbankConfig(target_length=64, num_mel_bins=32, mean=-4.0, std=3.0)
+    assert encoders.description.provenance["step"] == 7
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["frames"]["size"] == 32
+    assert len(config["weights_sha256"]) == 64
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "load_pretrained('out')" in card
+    assert "a, b, c, d, e" in card
+    with pytest.raises(WeightsError, match="there already"):
+        export(str(tmp_path / "ours.safetensors"), tmp_path / "out", "timm")
+    with pytest.raises(WeightsError, match="encoder alone"):
+        export(str(tmp_path / "out"), tmp_path / "other", "published")
+
+
+@pytest.mark.parametrize("eps", [1e-6, 1e-5, 1e-3])
+def test_timm_folders_are_the_same_function_with_any_epsilon(tmp_path, eps):
+    import timm
+
+    model = described(tmp_path / "ours.safetensors", joint_depth=2, layer_norm_eps=eps)
+    result = export(str(tmp_path / "ours.safetensors"), tmp_path / "out", "timm")
+    assert ("timm's own" in result) == (eps == 1e-6)
+    fbank, frames, _, _ = inputs(model.config)
+    with torch.no_grad():
+        audio, visual = model.embed(fbank, frames)
+        for name, expected, given in (
+            ("audio", audio, fbank.transpose(1, 2)[:, None]),
+            ("visual", visual, frames),
+        ):
+            vit = timm.create_model(f"local-dir:{tmp_path / 'out' / name}", pretrained=True).eval()
+            assert len(vit.blocks) == 4
+            torch.testing.assert_close(vit(given), expected, rtol=0, atol=1e-5)
+
+
+_FRESH = """
+import sys
+from pathlib import Path
+# Where Earsight is installed in editable form, it is taken out of this process's way.
+sys.path = [path for path in sys.path if Path(path).resolve() != Path(sys.argv[1])]
+sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+import torch, timm
+assert not any(name in sys.modules for name in ("models", "engine", "datasets"))
+try:
+    import models
+except ImportError:
+    pass
+else:
+    raise SystemExit("Earsight can be imported here")
+given = torch.load("given.pt", weights_only=True)
+found = {}
+for name in ("audio", "visual"):
+    found[name] = timm.create_model(f"local-dir:out/{name}", pretrained=True).eval()(given[name]).detach()
+settings = timm.data.resolve_model_data_config(timm.create_model("local-dir:out/visual", pretrained=True))
+assert settings["input_size"] == (3, 32, 32) and settings["crop_pct"] == 1.0, settings
+torch.save(found, "found.pt")
+"""
+
+
+def test_timm_opens_them_where_there_is_no_earsight(tmp_path):
+    model = described(tmp_path / "ours.safetensors")
+    export(str(tmp_path / "ours.safetensors"), tmp_path / "out", "timm")
+    fbank, frames, _, _ = inputs(model.config)
+    torch.save(
+        {"audio": fbank.transpose(1, 2)[:, None].contiguous(), "visual": frames}, tmp_path / "given.pt"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-c", _FRESH, str(Path(__file__).resolve().parents[1])]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    with torch.no_grad():
+        expected = model.embed(fbank, frames)
+    for name, value in zip(("audio", "visual"), expected, strict=True):
+        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+
+
+def test_the_published_export_loads_strictly(tmp_path):
+    model = described(tmp_path / "ours.safetensors", layer_norm_eps=1e-5)
+    export_main([str(tmp_path / "ours.safetensors"), str(tmp_path / "out"), "--format", "published"])
+    state = torch.load(tmp_path / "out" / "cav_mae.pth", weights_only=True)
+    expected = to_published(model)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in state.items())
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory) -> tuple[torch.nn.Module, Path, str]:
+    """A model, its programs (with ONNX files where the packages are there) and what was said of them."""
+    folder = tmp_path_factory.mktemp("programs")
+    model = described(folder / "ours.safetensors")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own exporters warn of what they themselves use
+        onnx = not missing_onnx_packages()
+        result = export(str(folder / "ours.safetensors"), folder / "out", "torch_export", onnx=onnx)
+    return model, folder / "out", result
+
+
+def streams_of(
+    model: torch.nn.Module, batch: int
+) -> list[tuple[str, tuple[torch.Tensor, ...], torch.Tensor]]:
+    """For each stream its name, its inputs and our vectors."""
+    fbank, frames, _, _ = inputs(model.config, batch=batch, seed=batch)
+    with torch.no_grad():
+        streams = model.encoder(fbank, frames)
+    given = {"audio": (fbank,), "visual": (frames,), "joint": (fbank, frames)}
+    return [(name, given[name], getattr(streams, name).mean(dim=1)) for name in given]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_programs_take_any_batch(programs):
+    model, folder, _ = programs
+    for batch in (1, 5):
+        for name, given, expected in streams_of(model, batch):
+            program = torch.export.load(folder / f"{name}.pt2").module()
+            torch.testing.assert_close(program(*given), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.skipif(bool(missing_onnx_packages()), reason=f"not installed: {missing_onnx_packages()}")
+def test_onnx_files_agree(programs):
+    model, folder, result = programs
+    assert "audio.onnx" in result
+    for batch in (1, 5):
+        for name, given, expected in streams_of(model, batch):
+            torch.testing.assert_close(_run_onnx(folder / f"{name}.onnx", given), expected, rtol=0, atol=1e-4)
+
+
+def _run_onnx(path: Path, given: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    feed = {value.name: tensor.numpy() for value, tensor in zip(session.get_inputs(), given, strict=True)}
+    return torch.from_numpy(session.run(None, feed)[0])
+
+
+def test_labels_come_from_the_training_shards(tmp_path):
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    (shards / "index.json").write_text(json.dumps({"labels": [{"name": "dog"}, {"name": "cat"}]}))
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000001"
+    checkpoint.mkdir(parents=True)
+    save_file(small_model().state_dict(), checkpoint / "model.safetensors")
+    (checkpoint / "state.json").write_text(json.dumps({"step": 1}))
+    text = "".join(f"\n  {key}: {value}" for key, value in SMALL.items())
+    (checkpoint / "config.yaml").write_text(f"data:\n  train: {shards}\nmodel:\n  name: cav_mae_tiny{text}\n")
+    export(str(tmp_path / "run"), tmp_path / "out", "earsight")
+    assert load_pretrained(tmp_path / "out").description.labels == ("dog", "cat")
