@@ -104,7 +104,8 @@ def _published(model: Model, description: Description, folder: Path, onnx: bool)
 
 
 def _torch_export(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
-    differences = export_programs(encoder_of(model), folder, onnx=onnx)
+    assert description.fbank is not None
+    differences = export_programs(encoder_of(model), description.fbank, folder, onnx=onnx)
     (folder / "config.json").write_text(json.dumps(description.to_json(), indent=1) + "\n")
     lines = [
         f"{name}: differs from Earsight's by at most {value:.1e}." for name, value in differences.items()

@@ -91,7 +91,11 @@ def timm_usage(folder: Path, description: Description) -> str:
         *_fbank_lines(description.fbank),
         "vector = audio(fbank.T[None, None])  # (1, 1, mel bins, frames)",
     )
-    return f"No code of Earsight is needed.\n\n{pictures}\n\n{sound}"
+    padding = (
+        "A sound shorter than the model's input is padded, and these ViTs see the padding; Earsight's own "
+        "`load_pretrained` leaves its tokens out, so there the vectors of short sounds are others."
+    )
+    return f"No code of Earsight is needed.\n\n{pictures}\n\n{sound}\n\n{padding}"
 
 
 def published_usage(folder: Path) -> str:
@@ -107,10 +111,13 @@ def published_usage(folder: Path) -> str:
 
 def program_usage(folder: Path, description: Description) -> str:
     """For the ``torch_export`` format."""
-    model = description.model
+    model, fbank = description.model, description.fbank
+    assert fbank is not None
     program = _code(
         "import torch",
         "",
+        f"front_end = torch.export.load('{folder.name}/front_end.pt2').module()",
+        f"fbank = front_end(waveform, num_samples)  # float in [-1, 1] (B, {fbank.num_samples}), true lengths (B,)",
         f"audio = torch.export.load('{folder.name}/audio.pt2').module()",
         f"vectors = audio(fbank)  # log-mel (B, {model.audio_length}, {model.num_mel_bins}) -> (B, D)",
         f"# visual.pt2 takes frames (B, 3, {model.image_size}, {model.image_size}); joint.pt2 both",

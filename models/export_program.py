@@ -1,4 +1,7 @@
-"""The encoders as ``torch.export`` programs and ONNX files, for any number of clips at a time."""
+"""The encoders and the sound's front end as ``torch.export`` programs, the encoders as ONNX files too.
+
+All take any number of clips at a time.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,7 @@ from torch.export import Dim
 
 from models.encoder import AudioVisualEncoder
 from models.files import WeightsError
+from models.frontend import AudioFrontEnd, FbankConfig
 
 #: Largest difference between ONNX Runtime and PyTorch that an ONNX file may have to be kept.
 ONNX_TOLERANCE = 1e-4
@@ -61,11 +65,17 @@ def missing_onnx_packages() -> list[str]:
 
 
 @torch.no_grad()
-def export_programs(encoder: AudioVisualEncoder, folder: Path, *, onnx: bool) -> dict[str, float]:
+def export_programs(
+    encoder: AudioVisualEncoder, fbank: FbankConfig, folder: Path, *, onnx: bool
+) -> dict[str, float]:
     """Writes ``audio``, ``visual`` and ``joint`` as ``.pt2`` and, if asked for, ``.onnx``; compares them.
+
+    ``front_end.pt2`` makes the fbank of waveforms, float in [-1, 1] padded to a fixed length, and their true
+    lengths.
 
     Args:
         encoder: In evaluation mode, on the CPU.
+        fbank: The front end's settings.
         folder: Where to.
         onnx: Whether ONNX files are wanted.
 
@@ -80,7 +90,7 @@ def export_programs(encoder: AudioVisualEncoder, folder: Path, *, onnx: bool) ->
             f"ONNX needs {', '.join(missing_onnx_packages())}: pip install them, or give --no-onnx"
         )
     folder.mkdir(parents=True, exist_ok=True)
-    differences = {}
+    differences = {"front_end.pt2": _export_front_end(AudioFrontEnd(fbank).eval(), folder / "front_end.pt2")}
     for stream in ("audio", "visual", "joint"):
         model = PooledEncoder(encoder, stream).eval()
         program = _program(model)
@@ -90,6 +100,22 @@ def export_programs(encoder: AudioVisualEncoder, folder: Path, *, onnx: bool) ->
         if onnx:
             differences[f"{stream}.onnx"] = _export_onnx(model, program, folder / f"{stream}.onnx")
     return differences
+
+
+def _export_front_end(front_end: AudioFrontEnd, path: Path) -> float:
+    """Writes the program; the largest difference on sounds of several lengths."""
+
+    def sounds(*lengths: int) -> tuple[Tensor, Tensor]:
+        inside = torch.arange(full) < torch.tensor(lengths)[:, None]
+        noise = torch.rand(len(lengths), full, generator=torch.Generator().manual_seed(0)) - 0.5
+        return noise * inside, torch.tensor(lengths)
+
+    full, batch = front_end.config.num_samples, Dim("batch", min=1, max=65536)
+    shapes = {"waveform": {0: batch}, "num_samples": {0: batch}}
+    torch.export.save(torch.export.export(front_end, sounds(full, full), dynamic_shapes=shapes), path)
+    program = torch.export.load(path).module()
+    given = sounds(full, full // 2, full // 3)
+    return (program(*given) - front_end(*given)).abs().max().item()
 
 
 def _program(model: PooledEncoder) -> torch.export.ExportedProgram:

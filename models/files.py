@@ -45,12 +45,14 @@ class TensorFile:
         tensors: By name, without prefixes that all of them have.
         metadata: Of a safetensors file.
         left: What else is in it, by name, with why it is no weight.
+        precision: The kinds of floating point numbers in it, ``float32`` where all is well.
     """
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
 
 
 def locate(path: Path) -> Path:
@@ -123,8 +125,13 @@ def read_file(path: Path) -> TensorFile:
     file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not file.tensors:
         raise WeightsError(f"{path} holds no tensors")
+    kinds = {
+        str(value.dtype).removeprefix("torch.")
+        for value in file.tensors.values()
+        if value.is_floating_point()
+    }
     tensors = {name: _float32(value) for name, value in _without_prefixes(file.tensors).items()}
-    return TensorFile(path, tensors, file.metadata, file.left)
+    return TensorFile(path, tensors, file.metadata, file.left, ", ".join(sorted(kinds)))
 
 
 def _read_safetensors(path: Path) -> TensorFile:

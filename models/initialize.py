@@ -299,6 +299,9 @@ def _notes(source: SourceWeights, config: ModelConfig) -> tuple[str, ...]:
             f"LayerNorm's epsilon was {eps:g} there and is {config.layer_norm_eps:g} here (layer_norm_eps): "
             f"outputs differ slightly until training has gone on"
         )
+    precision = source.provenance.get("precision", "float32")
+    if precision != "float32":
+        notes.append(f"the file holds {precision} numbers: these weights were rounded when they were saved")
     if source.config is None and source.num_heads is None:
         heads = config.architecture.num_heads
         notes.append(f"the file does not say its heads; the model's num_heads {heads} is taken")

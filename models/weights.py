@@ -144,7 +144,7 @@ def read_weights(source: str | PathLike[str]) -> SourceWeights:
 
 
 def _recognise(file: TensorFile) -> SourceWeights:
-    state, provenance = file.tensors, _provenance(file.path)
+    state, provenance = file.tensors, _provenance(file)
     if "audio.patch_embed.weight" in state:  # a bare encoder's
         state = {f"encoder.{name}": value for name, value in state.items()}
     if "encoder.audio.patch_embed.weight" in state:
@@ -210,9 +210,10 @@ def _run_provenance(checkpoint: Path, config: Mapping[str, Any]) -> dict[str, An
     return found
 
 
-def _provenance(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"file": str(path.resolve()), "file_sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+def _provenance(source: TensorFile) -> dict[str, Any]:
+    with source.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": str(source.path.resolve()), "file_sha256": digest, "precision": source.precision}
 
 
 def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) -> SourceWeights:
@@ -233,7 +234,7 @@ def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) ->
             f"{file.path} does not hold timm's {name}: missing {sorted(own - given) or 'nothing'}, "
             f"unknown {sorted(given - own) or 'nothing'}"
         )
-    provenance = _provenance(file.path) | {"timm": name}
+    provenance = _provenance(file) | {"timm": name}
     return SourceWeights(
         SourceKind.vit, file.path, file.tensors, num_heads=heads, left=file.left, provenance=provenance
     )

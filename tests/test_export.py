@@ -6,6 +6,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from support.small_models import SMALL, inputs, small_model
 from support.sources import mae_state, randomize
 
-from models import AudioVisualClassifier, FbankConfig, ModelConfig, load_pretrained
+from models import AudioFrontEnd, AudioVisualClassifier, FbankConfig, ModelConfig, load_pretrained
 from models.convert import convert
 from models.convert import main as convert_main
 from models.description import Description, save_described
@@ -28,7 +29,7 @@ REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"
 HEADS = {"num_heads": 2, "decoder_num_heads": 4}
 
 
-def described(path: Path, kind: str = "mae", **overrides) -> torch.nn.Module:
+def described(path: Path, kind: str = "mae", **overrides) -> Any:
     """Writes a model with its description; returns it."""
     config = ModelConfig("cav_mae_tiny", **(SMALL | overrides))
     model = small_model(**overrides) if kind == "mae" else AudioVisualClassifier(config, 5)
@@ -142,6 +143,7 @@ def test_timm_folders_are_the_same_function_with_any_epsilon(tmp_path, eps):
 _FRESH = """
 import sys
 from pathlib import Path
+from typing import Any
 # Where Earsight is installed in editable form, it is taken out of this process's way.
 sys.path = [path for path in sys.path if Path(path).resolve() != Path(sys.argv[1])]
 sys.meta_path = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
@@ -191,7 +193,7 @@ def test_the_published_export_loads_strictly(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def programs(tmp_path_factory) -> tuple[torch.nn.Module, Path, str]:
+def programs(tmp_path_factory) -> tuple[Any, Path, str]:
     """A model, its programs (with ONNX files where the packages are there) and what was said of them."""
     folder = tmp_path_factory.mktemp("programs")
     model = described(folder / "ours.safetensors")
@@ -220,6 +222,10 @@ def test_programs_take_any_batch(programs):
         for name, given, expected in streams_of(model, batch):
             program = torch.export.load(folder / f"{name}.pt2").module()
             torch.testing.assert_close(program(*given), expected, rtol=0, atol=1e-5)
+    fbank = FbankConfig(target_length=64, num_mel_bins=32, mean=-4.0, std=3.0)
+    given = torch.rand(3, fbank.num_samples) - 0.5, torch.tensor([fbank.num_samples, 900, 5000])
+    front_end = torch.export.load(folder / "front_end.pt2").module()
+    torch.testing.assert_close(front_end(*given), AudioFrontEnd(fbank)(*given), rtol=0, atol=1e-5)
 
 
 @pytest.mark.skipif(bool(missing_onnx_packages()), reason=f"not installed: {missing_onnx_packages()}")

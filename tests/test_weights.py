@@ -15,6 +15,7 @@ from support.sources import Hostile, mae_state, small_vit
 from models import ModelConfig
 from models.description import Description, save_described
 from models.files import UnsafeFileError, WeightsError, locate
+from models.initialize import initialize
 from models.weights import SourceKind, read_weights
 
 REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"
@@ -208,3 +209,11 @@ def test_zero_3_and_model_parallel_folders_are_refused(tmp_path):
     (tmp_path / "latest").write_text("../elsewhere")
     with pytest.raises(WeightsError, match="no folder in it"):
         read_weights(tmp_path)
+
+
+def test_half_precision_is_told(tmp_path):
+    state = {name: value.bfloat16() for name, value in mae_state().items()}
+    torch.save(state, tmp_path / "half.pth")
+    source = read_weights(tmp_path / "half.pth")
+    assert source.state["blocks.0.attn.proj.weight"].dtype == torch.float32
+    assert "holds bfloat16 numbers" in initialize(small_model(), source).notes[0]
