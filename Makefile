@@ -17,7 +17,11 @@ demo: env
 	$(BIN)/python -m engine.demo
 
 test: env
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not cluster"
+
+# Brings up a SLURM of its own on this machine (as root it installs Debian's packages) and takes it down again.
+test-cluster: env
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/cluster -m cluster --timeout 600
 
 check: env
 	$(BIN)/ruff check .

@@ -7,6 +7,9 @@ whatever the number of workers and ranks.
 from __future__ import annotations
 
 import gc
+import os
+import signal
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -222,9 +225,27 @@ def _loader(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch_factor if workers else None,
         persistent_workers=bool(workers),
+        worker_init_fn=_heed_the_trainer_alone if workers else None,
         generator=torch.Generator(),  # of its own: else every iterator draws from torch's global one
     )
     return cast(DataLoader[AVBatch], loader)
+
+
+def _heed_the_trainer_alone(worker: int) -> None:
+    """Keeps a reader process working when a cluster warns every process of a job.
+
+    SLURM may send SIGUSR1 and SIGTERM to readers too; they must go on until the trainer has finished its step and
+    ends them itself.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    threading.Thread(target=_wait_for_parents_word, daemon=True).start()
+
+
+def _wait_for_parents_word() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 def _check_cache(config: DataConfig, reader: ClipReader) -> None:

@@ -131,6 +131,13 @@ def save_checkpoint(
     return final
 
 
+def clear_leftovers(run: Path) -> None:
+    """Removes what a killed process left half-written or half-removed; before anything is written, on one rank."""
+    for pattern in (".writing_*", ".removing_*", "step_*/.writing_universal"):
+        for path in (run / "checkpoints").glob(pattern):
+            shutil.rmtree(path)
+
+
 def remove(checkpoint: Checkpoint) -> None:
     """Takes a checkpoint away; it stops being found before its files go."""
     doomed = checkpoint.path.with_name(f".removing_{checkpoint.path.name}")

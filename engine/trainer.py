@@ -20,6 +20,7 @@ from engine.checkpoint import (
     Checkpoint,
     changed_settings,
     check_model,
+    clear_leftovers,
     find_checkpoints,
     load_checkpoint,
     make_universal,
@@ -357,6 +358,8 @@ class Trainer:
                 logger.warning("changed since that checkpoint: %s", change)
 
     def _newest(self) -> Checkpoint | None:
+        if self.world.is_main:
+            clear_leftovers(self.run)
         checkpoints = find_checkpoints(self.run) if self.world.is_main else []
         chosen = self.world.broadcast_object(checkpoints[-1] if checkpoints else None)
         assert chosen is None or isinstance(chosen, Checkpoint)
