@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch
 from datasets.loader import evaluation_loader, train_loader
 from engine.config import PretrainConfig, save_config
 from engine.distributed import World
+from engine.features import Features, embed_set
 from engine.objectives.base import Objective
 from engine.objectives.cav_mae import CavMae
 from engine.peak import measured_peak_flops
 from engine.pictures import reconstructions
+from engine.probes import ProbeConfig, cross_validated_probe
 from engine.retrieval import cross_modal_retrieval
 from engine.runlog import RunLog, logger
 from engine.trainer import Trainer, TrainingData
@@ -27,6 +27,10 @@ from models.weights import read_weights
 
 #: Held-out clips in the pictures of reconstructions.
 _PICTURED = 4
+#: Held-out clips to a batch: the same in every world, so that the scores are the same too.
+_HELD_OUT_BATCH = 32
+#: Held-out clips that linear probes are made of: at least, and at most of a large set.
+_LEAST_PROBED, _MOST_PROBED = 10, 2000
 
 
 def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
@@ -116,42 +120,43 @@ class HeldOut:
         self._loader = evaluation_loader(
             config.data,
             config.data.val,
-            batch_size=parallel.micro_batch_size(world.size),
+            batch_size=_HELD_OUT_BATCH,
             rank=world.rank,
             world_size=world.size,
             image_size=config.model.image_size,
             num_samples=config.fbank.num_samples,
+            whole_batches=True,
         )
         self._bf16 = parallel.uses_bf16(world.device)
 
     @torch.no_grad()
     def __call__(self, objective: Objective, step: int, log: RunLog) -> dict[str, float]:
-        """Retrieval in both directions on all held-out clips; pictures of the first few."""
+        """Retrieval in both directions, linear probes where there are labels; pictures of the first clips."""
         assert isinstance(objective, CavMae)
-        rows: list[int] = []
-        parts: list[tuple[Tensor, Tensor]] = []
-        pictures: dict[str, Tensor] = {}
-        with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16):
-            for batch in self._loader:
-                if not len(batch):
-                    continue
-                batch = batch.to(self._world.device)
-                if not parts and self._world.is_main and objective.config.reconstruction_weight > 0:
-                    pictures = reconstructions(objective, batch.first(_PICTURED))
-                audio, visual = objective.model.embed(*objective.inputs(batch))
-                assert audio is not None
-                assert visual is not None
-                parts.append((audio.float().cpu(), visual.float().cpu()))
-                rows += batch.rows.tolist()
-        for name, picture in pictures.items():
-            log.image(f"reconstruction/{name}", picture, step)
-        audio, visual = self._gather(rows, parts)
-        return {f"val/{name}": value for name, value in cross_modal_retrieval(audio, visual).items()}
+        batches = self._pictured(objective, step, log)
+        features = embed_set(objective.model.encoder, objective.inputs, batches, self._world, self._bf16)
+        values = self._measure(features) if self._world.is_main else None
+        values = self._world.broadcast_object(values)
+        assert isinstance(values, dict)
+        return values
 
-    def _gather(self, rows: list[int], parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-        """Every rank's embeddings in the order of the set, the same on every rank."""
-        own = (rows, *(torch.cat(column).numpy() for column in zip(*parts, strict=True))) if parts else None
-        gathered = [part for part in self._world.gather_objects(own) if part is not None]
-        order = np.argsort(np.concatenate([part[0] for part in gathered]))
-        audio, visual = (np.concatenate([part[i] for part in gathered])[order] for i in (1, 2))
-        return torch.from_numpy(audio), torch.from_numpy(visual)
+    def _pictured(self, objective: CavMae, step: int, log: RunLog) -> Iterator[AVBatch]:
+        """The held-out batches; draws reconstructions of the first."""
+        wanted = self._world.is_main and objective.config.reconstruction_weight > 0
+        for batch in self._loader:
+            if wanted and len(batch):
+                first = batch.first(_PICTURED).to(self._world.device)
+                for name, picture in reconstructions(objective, first).items():
+                    log.image(f"reconstruction/{name}", picture, step)
+                wanted = False
+            yield batch
+
+    @staticmethod
+    def _measure(features: Features) -> dict[str, float]:
+        values = cross_modal_retrieval(features.streams["audio"], features.streams["visual"])
+        if features.labels is not None and features.labels.any() and len(features.ids) >= _LEAST_PROBED:
+            chosen = torch.arange(0, len(features.ids), -(-len(features.ids) // _MOST_PROBED))
+            for stream, rows in features.streams.items():
+                found = cross_validated_probe(rows[chosen], features.labels[chosen], ProbeConfig())
+                values |= {f"linear_{stream}_{name}": value for name, value in found.items()}
+        return {f"val/{name}": value for name, value in values.items()}
