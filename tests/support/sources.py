@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import timm
 import torch
 from torch import Tensor, nn
 
+Module = TypeVar("Module", bound=nn.Module)
+
 VIT_ARGS: dict[str, Any] = {"img_size": 32, "patch_size": 16, "embed_dim": 32, "depth": 3, "num_heads": 2}
 
 
-def randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(module: Module, seed: int = 0) -> Module:
     """Every parameter its own, so that no mistaken copy passes for the right one."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
