@@ -36,7 +36,13 @@ setup(
         "pytest",
     ],
     extras_require={
-        "dev": ["pytest-timeout", "ruff", "pyright"],
+        "backbones": ["transformers>=5"],
+        "embed": ["pyarrow"],
+        "export": ["onnx", "onnxruntime", "onnxscript"],
+        "dev": [
+            *("pytest-timeout", "ruff", "pyright"),
+            *("transformers>=5", "pyarrow", "onnx", "onnxruntime", "onnxscript"),
+        ],
         "wandb": ["wandb"],
     },
 )

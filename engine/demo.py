@@ -1,7 +1,8 @@
 """``make demo``: the whole way on generated data, on a laptop.
 
-Generated videos → shards → pretraining → what the model learned, in one summary. It runs the same programs as a
-real run, one after the other, and can be interrupted and run again: every part goes on where it was.
+Generated videos → shards → pretraining → fine-tuning, probes and retrieval → exported weights, in one
+summary. It runs the same programs as a real run, one after the other, and can be interrupted and run again: every part
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from engine.finetune_demo import render_finetuning
 from engine.runlog import read_metrics, write_atomically
 
 _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
@@ -36,7 +38,10 @@ def main() -> None:
     started = time.monotonic()
     make_shards(options.data, options.clips)
     pretrain(options.data, options.run / "pretrain", options.overrides)
+    finetuned = finetune(options.data, options.run)
+    export(options.run)
     summary = summarize(options.run / "pretrain", options.data, time.monotonic() - started)
+    summary["finetuning"] = finetuned
     write_atomically(options.run / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(render(summary, options.run))
 
@@ -61,6 +66,30 @@ def pretrain(data: Path, run: Path, overrides: list[str]) -> None:
         f"data.train={data}/shards/train", f"data.val={data}/shards/val",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}", *overrides,
     )  # fmt: skip
+
+
+def finetune(data: Path, run: Path) -> dict[str, Any]:
+    """Fine-tunes on few labels, pretrained against from scratch; returns what came of it."""
+    out = run / "finetune"
+    words = ["--init", str(run / "pretrain"), "--shards", str(data / "shards"), "--out", str(out)]
+    _run("fine-tuning, pretrained and from scratch, three seeds", "-m", "engine.finetune_demo", *words)
+    return json.loads((out / "finetune_summary.json").read_text())
+
+
+def export(run: Path) -> None:
+    """Exports the pretrained encoders: one file of Earsight's own, and folders that timm opens."""
+    for name in ("earsight", "timm"):
+        out = run / "export" / name
+        if not out.exists():
+            _run(
+                f"exporting ({name})",
+                "-m",
+                "models.export",
+                str(run / "pretrain"),
+                str(out),
+                "--format",
+                name,
+            )
 
 
 def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
@@ -111,9 +140,10 @@ def render(summary: dict[str, Any], folder: Path) -> str:
             )
             chance, untrained, trained = (f"{100 * value:.1f} %" for value in values)
             lines.append(f"  {title + f'  R@{k}':26}{chance:>9}{untrained:>11}{trained:>9}")
+    lines += ["", *render_finetuning(summary["finetuning"]).splitlines()]
     lines += [
         "",
-        f"weights      {folder}/pretrain/checkpoints/",
+        f"weights      {folder}/pretrain/checkpoints/, exported to {folder}/export/",
         f"pictures     {folder}/pretrain/pictures/",
         f"TensorBoard  tensorboard --logdir {folder}",
         f"summary      {folder}/summary.json",
