@@ -33,6 +33,7 @@ setup(
         "numpy",
         "pillow",
         "tqdm",
+        "pyyaml",
         "pytest",
     ],
     extras_require={
