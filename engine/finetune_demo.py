@@ -105,7 +105,10 @@ def _probe(init: Path, out: Path, world: World, base: list[str], start: str) -> 
     run = out / "probe"
     report = run / "evaluation" / start / "metrics.json"
     if not report.is_file():
-        config, _ = _config(base + ([f"init={init}"] if start == "pretrained" else []), run)
+        # The smaller held-out set to fit on: each of its clips is embedded, with all of its patches.
+        held_out = next(word for word in base if word.startswith("data.val=")).removeprefix("data.val=")
+        begin = [f"init={init}"] if start == "pretrained" else []
+        config, _ = _config([*base, f"data.train={held_out}", *begin], run)
         train = open_labelled(config, config.data.train)
         objective = build_classification(config, train).to(world.device)
         FinalEvaluation(config, train, world, run, 0)(objective, start, classify=False)

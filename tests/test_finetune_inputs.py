@@ -14,6 +14,7 @@ from support.shards import make_shards
 from support.training import small_model_config
 
 from datasets.index import Label, ShardIndex, build_table
+from engine.config import parse_config
 from engine.distributed import World
 from engine.encoder_weights import load_classifier_weights, load_encoder_weights
 from engine.finetune import build_classification, evaluate_only, keep_classes
@@ -187,3 +188,38 @@ def test_settings_that_exclude_each_other(shards: Path):
     ):
         with pytest.raises(ValueError, match=message):
             replace(base, **changes)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr", "ratio", "batch", "epochs", "halve", "average", "loss", "balanced"),
+    [
+        ("audioset_20k", 5e-5, 100, 36, 15, 5, (3, 15), "bce", False),
+        ("audioset_2m", 1e-5, 50, 48, 10, 2, (1, 10), "bce", True),
+        ("vggsound", 1e-4, 10, 48, 10, 2, (3, 10), "cross_entropy", True),
+    ],
+)
+def test_recipes_have_the_published_numbers(
+    name: str,
+    lr: float,
+    ratio: int,
+    batch: int,
+    epochs: int,
+    halve: int,
+    average: tuple[int, int],
+    loss: str,
+    balanced: bool,
+):
+    recipe, _ = parse_config(FinetuneConfig, "test", ["--config", f"configs/finetune_{name}.yaml"])
+    task, sampling, schedule = recipe.objective, recipe.sampling, recipe.schedule
+    assert (recipe.optimizer.lr, task.head_lr_ratio) == (lr, ratio)
+    assert (recipe.train.parallel.global_batch_size, recipe.train.epochs) == (batch, epochs)
+    assert (schedule.halve_from_epoch, schedule.halve_every_epochs, schedule.warmup_epochs) == (halve, 1, 0)
+    assert (recipe.averaging.first_epoch, recipe.averaging.last_epoch) == average
+    assert (task.loss, sampling.balanced, sampling.mixup, sampling.mixup_alpha) == (loss, balanced, 0.5, 10)
+    assert (task.freq_mask, task.time_mask, task.noise_and_roll, task.label_smoothing) == (48, 192, True, 0.1)
+
+
+@pytest.mark.parametrize("name", ["linear_probe", "finetune_tiny"])
+def test_other_recipes_are_valid(name: str):
+    recipe, _ = parse_config(FinetuneConfig, "test", ["--config", f"configs/{name}.yaml"])
+    assert recipe.objective.freeze_encoder == (name == "linear_probe")
