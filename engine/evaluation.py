@@ -14,7 +14,7 @@ from datasets.loader import evaluation_loader, middle_frame
 from engine.distributed import World
 from engine.features import Features, embed_set
 from engine.finetune_config import FinetuneConfig
-from engine.labelled import LabelledSet, held_out_loader
+from engine.labelled import LabelledSet, held_out_loader, open_labelled
 from engine.objectives.classification import Classification
 from engine.predictions import Predictions, predict
 from engine.probes import probe_features
@@ -147,11 +147,16 @@ class FinalEvaluation:
             if is_single_label(predictions.labels):
                 matrix = confusion_matrix(scores, predictions.labels)
                 log.image(f"{name}/confusion", confusion_picture(matrix, self.train.classes), self.step)
-            if self.config.evaluation.pictures:
+            if self._pictured():
                 log.image(f"{name}/worst_errors", self._errors(objective, predictions, scores), self.step)
-        if features is not None and self.config.evaluation.pictures:
+        if features is not None and self._pictured():
             log.image(f"{name}/retrieval", self._retrieved(objective, features[1]), self.step)
         log.close()
+
+    def _pictured(self) -> bool:
+        """Whether to draw clips: if wanted, and if they have both a sound and a frame to show."""
+        table = open_labelled(self.config, self.shards).table
+        return self.config.evaluation.pictures and bool(table.num_with_audio and table.num_with_frames)
 
     def _errors(self, objective: Classification, predictions: Predictions, scores: Tensor) -> Tensor:
         """The clips whose best wrong class beats their own classes by most."""

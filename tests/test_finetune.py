@@ -46,7 +46,8 @@ def runs(shards: Path, tmp_path_factory) -> Path:
     assert newest.state.step == 7
     newest.path.rename(folder / "lost")  # as if it had been killed before this was written
     assert find_checkpoints(folder / "resumed")[-1].state.step == 6
-    assert run_ranks(tuned, 1, runs=[{**resumed, "steps": STEPS}, cosine]) == [[True, True]]
+    assert run_ranks(tuned, 1, runs=[{**resumed, "steps": STEPS}]) == [[True]]
+    assert run_ranks(tuned, 2, runs=[cosine]) == [[True]] * 2
     return folder
 
 
@@ -90,7 +91,7 @@ def test_the_heads_rate_holds_in_every_step_of_every_schedule(runs: Path):
         schedule = ScheduleConfig(halve_from_epoch=1, halve_every_epochs=0.5)
         expected = [1e-3 * lr_factor(schedule, step, STEPS, NUM_CLIPS / BATCH) for step in range(STEPS)]
         assert [record["train/lr_decay"] for record in records] == expected
-        assert len(set(expected)) == 6
+        assert len(set(expected)) == 5
         for record in records:
             assert record["train/lr_head_decay"] == pytest.approx(50 * record["train/lr_decay"])
             assert record["train/lr_head_no_decay"] == pytest.approx(50 * record["train/lr_no_decay"])
