@@ -25,7 +25,7 @@ def measured_peak_flops(device: torch.device, bf16: bool, repeats: int = 5) -> f
     for _ in range(repeats + 1):
         _synchronize(device)
         start = time.perf_counter()
-        left @ right
+        torch.matmul(left, right)
         _synchronize(device)
         seconds.append(time.perf_counter() - start)
     return 2 * size**3 / sorted(seconds[1:])[repeats // 2]
