@@ -1,8 +1,7 @@
 """``make demo``: the whole way on generated data, on a laptop.
 
-Generated videos → shards → pretraining → fine-tuning, probes and retrieval → exported weights, in one
-summary. It runs the same programs as a real run, one after the other, and can be interrupted and run again: every part
-goes on where it was.
+Generated videos → shards → pretraining → exported weights, and what the model learned in one summary. It runs the
+same programs as a real run, one after the other, and can be interrupted and run again: every part goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-from engine.finetune_demo import render_finetuning
 from engine.runlog import read_metrics, write_atomically
 
 _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
@@ -38,10 +36,8 @@ def main() -> None:
     started = time.monotonic()
     make_shards(options.data, options.clips)
     pretrain(options.data, options.run / "pretrain", options.overrides)
-    finetuned = finetune(options.data, options.run)
     export(options.run)
     summary = summarize(options.run / "pretrain", options.data, time.monotonic() - started)
-    summary["finetuning"] = finetuned
     write_atomically(options.run / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(render(summary, options.run))
 
@@ -66,14 +62,6 @@ def pretrain(data: Path, run: Path, overrides: list[str]) -> None:
         f"data.train={data}/shards/train", f"data.val={data}/shards/val",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}", *overrides,
     )  # fmt: skip
-
-
-def finetune(data: Path, run: Path) -> dict[str, Any]:
-    """Fine-tunes on few labels, pretrained against from scratch; returns what came of it."""
-    out = run / "finetune"
-    words = ["--init", str(run / "pretrain"), "--shards", str(data / "shards"), "--out", str(out)]
-    _run("fine-tuning, pretrained and from scratch, three seeds", "-m", "engine.finetune_demo", *words)
-    return json.loads((out / "finetune_summary.json").read_text())
 
 
 def export(run: Path) -> None:
@@ -104,7 +92,7 @@ def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
     training = [record for record in records if "train/loss" in record]
     held_out = [record for record in records if "val/retrieval_a2v_r1" in record]
     first, last = held_out[0], held_out[-1]
-    names = [name for name in last if name.startswith("val/retrieval")]
+    names = [name for name in last if name.startswith("val/")]
     train = json.loads((data / "shards" / "train" / "index.json").read_text())
     return {
         "what": "a tiny model on a generated world: shows that everything works, says nothing about real video",
@@ -140,7 +128,6 @@ def render(summary: dict[str, Any], folder: Path) -> str:
             )
             chance, untrained, trained = (f"{100 * value:.1f} %" for value in values)
             lines.append(f"  {title + f'  R@{k}':26}{chance:>9}{untrained:>11}{trained:>9}")
-    lines += ["", *render_finetuning(summary["finetuning"]).splitlines()]
     lines += [
         "",
         f"weights      {folder}/pretrain/checkpoints/, exported to {folder}/export/",
