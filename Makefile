@@ -21,7 +21,7 @@ test: env
 
 # Brings up a SLURM of its own on this machine (as root it installs Debian's packages) and takes it down again.
 test-cluster: env
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest tests/cluster -m cluster --timeout 600
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m cluster --timeout 600
 
 check: env
 	$(BIN)/ruff check .
