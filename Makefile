@@ -3,27 +3,33 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 CLIPS ?= data/demo
 
-.PHONY: env demo test test-cluster check clean
+.PHONY: env env-dev demo test test-cluster check clean
 
+# One environment, made again when the requirements change: what training needs, and on top of it what tests need.
+# Without --no-compile pip compiles every module of it, which takes longer than installing them.
 env: $(VENV)/.ready
+env-dev: $(VENV)/.ready-dev
 
-# One environment for everything; made again when the requirements change.
 $(VENV)/.ready: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.ready-dev: $(VENV)/.ready
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[dev]"
 	touch $@
 
 demo: env
 	$(BIN)/python -m engine.demo
 
-test: env
+test: env-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not cluster"
 
 # Brings up a SLURM of its own on this machine (as root it installs Debian's packages) and takes it down again.
-test-cluster: env
+test-cluster: env-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m cluster --timeout 600
 
-check: env
+check: env-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
 from datasets.index import ShardIndex, label_ids
 from datasets.output import finished_sets
-from datasets.pool import Failure, map_in_order
+from datasets.pool import Failure, WorkerPool
 from datasets.scan import ScannedSample, scan_shard
 from datasets.shards import AUDIO_SUFFIXES, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ShardError, ShardInfo
 from datasets.table import ClipTable
@@ -111,14 +111,14 @@ def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
     if fast:
         report.samples, report.seconds = index.samples, index.duration_seconds
         return report
-    reports = map_in_order(ShardChecker(folder), index.shards, num_workers)
-    for shard, result in tqdm(
-        reports, total=len(index.shards), unit=" shards", desc=str(folder), disable=None
-    ):
-        if isinstance(result, Failure):
-            report.problems.append(f"{folder / shard.name}: {result.detail}")
-        else:
-            report.add(result)
+    with WorkerPool(ShardChecker(folder), num_workers, preload=["datasets.check"]) as pool:
+        reports = pool.map(index.shards)
+        bar = tqdm(reports, total=len(index.shards), unit=" shards", desc=str(folder), disable=None)
+        for shard, result in bar:
+            if isinstance(result, Failure):
+                report.problems.append(f"{folder / shard.name}: {result.detail}")
+            else:
+                report.add(result)
     repeated = [identifier for identifier, count in Counter(report.ids).items() if count > 1]
     report.problems += [f"{folder}: id {identifier!r} is there more than once" for identifier in repeated]
     report.problems += _compare_labels(folder, index, report)

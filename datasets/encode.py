@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import av
 import numpy as np
@@ -13,6 +13,7 @@ import soundfile
 from av.error import FFmpegError
 from PIL import Image
 
+from datasets.fbank import Moments, measure_fbank
 from datasets.index import Reject
 from datasets.media import MediaClip, MediaError, MediaSettings, read_media
 from datasets.shards import Sample, make_key
@@ -68,6 +69,30 @@ class EncodeSettings:
             )
 
 
+class Work(NamedTuple):
+    """A task for a worker.
+
+    Attributes:
+        task: The file.
+        measure: Whether its first clip's sound counts for the set's log-mel statistics.
+    """
+
+    task: Task
+    measure: bool = False
+
+
+class Encoded(NamedTuple):
+    """What a worker makes of a task.
+
+    Attributes:
+        outcomes: The file's samples, or in place of each the reason why there is none.
+        moments: Log-mel statistics, of nothing unless they were asked for.
+    """
+
+    outcomes: list[Sample | Reject]
+    moments: Moments
+
+
 @dataclass(frozen=True)
 class Encoder:
     """Turns tasks into samples; picklable, so that it can be sent to workers.
@@ -82,15 +107,26 @@ class Encoder:
     settings: EncodeSettings
     labels: tuple[str, ...] = ()
 
-    def __call__(self, task: Task) -> list[Sample | Reject]:
+    def __call__(self, work: Work) -> Encoded:
         """The samples of a file, or in place of each the reason why there is none."""
+        task, moments = work.task, Moments()
         path = os.path.join(self.root, task.source)
         if not os.path.isfile(path):
-            return [Reject(printable(task.source), FILE_MISSING, "no such file")]
-        return [self._encode(path, task, *piece) for piece in _pieces(path, task, self.settings.clip_seconds)]
+            return Encoded([Reject(printable(task.source), FILE_MISSING, "no such file")], moments)
+        outcomes = []
+        for i, piece in enumerate(_pieces(path, task, self.settings.clip_seconds)):
+            measured = moments if work.measure and i == 0 else None
+            outcomes.append(self._encode(path, task, *piece, measured))
+        return Encoded(outcomes, moments)
 
     def _encode(
-        self, path: str, task: Task, start: float | None, end: float | None, several: bool
+        self,
+        path: str,
+        task: Task,
+        start: float | None,
+        end: float | None,
+        several: bool,
+        moments: Moments | None,
     ) -> Sample | Reject:
         try:
             clip = read_media(path, start, end, self.settings.media)
@@ -98,6 +134,8 @@ class Encoder:
         except MediaError as error:
             where = f" (at {start:g} s)" if start else ""
             return Reject(printable(task.source), error.reason, printable(error.detail) + where)
+        if moments is not None:
+            moments.add(measure_fbank(clip.waveform, clip.sample_rate))
         metadata = {
             "id": f"{task.id}_{clip.start:.3f}" if several else task.id,
             "labels": [self.labels[i] for i in task.labels],

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 
-import torch
-from torch import Tensor
-from torchaudio.compliance import kaldi
+import numpy as np
+from numpy.typing import NDArray
 
-from datasets.decode import SAMPLE_RATE, decode_audio
 from datasets.index import FbankStats
+from datasets.media import SAMPLE_RATE
 from datasets.shards import BLOCK
 from datasets.table import ClipTable, Extent
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MEL_BINS = 128
 FRAME_SHIFT_MS = 10.0
@@ -60,11 +63,46 @@ def spread_rows(num_rows: int, count: int) -> list[int]:
     return [i * num_rows // count for i in range(count)]
 
 
+@dataclass
+class Moments:
+    """Sums from which mean and standard deviation follow.
+
+    Attributes:
+        count: Number of log-mel values.
+        total: Their sum.
+        squares: The sum of their squares.
+        clips: Number of clips they are from.
+    """
+
+    count: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    clips: int = 0
+
+    def add(self, other: Moments) -> None:
+        """Takes another's sums in."""
+        self.count += other.count
+        self.total += other.total
+        self.squares += other.squares
+        self.clips += other.clips
+
+    def stats(self) -> FbankStats | None:
+        """Mean and standard deviation; None of nothing."""
+        if not self.count:
+            return None
+        mean = self.total / self.count
+        variance = max(self.squares / self.count - mean * mean, 0.0)
+        return FbankStats(round(mean, 6), round(variance**0.5, 6), self.clips)
+
+
 def log_mel(waveform: Tensor) -> Tensor:
     """(T, 128) Kaldi log-mel of a (S,) int16 waveform at 16 kHz, with the settings of the published models.
 
     Source: AST, AudioMAE and CAV-MAE: mean subtracted, 25 ms Hann window, 10 ms shift, no dither, no energy.
     """
+    import torch  # takes seconds, which who only adds moments up need not spend
+    from torchaudio.compliance import kaldi
+
     samples = waveform.to(torch.float32) / 32768
     return kaldi.fbank(
         (samples - samples.mean())[None],
@@ -78,25 +116,15 @@ def log_mel(waveform: Tensor) -> Tensor:
     )
 
 
-def measure_fbank(folder: Path, table: ClipTable, num_clips: int) -> FbankStats | None:
-    """Measures mean and standard deviation over all log-mel values of up to ``num_clips`` clips.
+def measure_fbank(waveform: NDArray[np.int16], sample_rate: int) -> Moments:
+    """Moments of the log-mel values of a (S,) int16 waveform, at its true length (no padding)."""
+    import torch
+    from torchaudio.functional import resample
 
-    The clips are evenly spread over the set, each at its true length (no padding). None where the set has no
-    sound.
-    """
-    count, total, squares, clips = 0, 0.0, 0.0, 0
-    for clip in read_clips(folder, table, spread_rows(len(table), num_clips)):
-        if not clip.sound:
-            continue
-        waveform = decode_audio(clip.sound)
-        if len(waveform) < WINDOW_SECONDS * SAMPLE_RATE:
-            continue
-        values = log_mel(waveform).double()
-        count += values.numel()
-        total += values.sum().item()
-        squares += values.square().sum().item()
-        clips += 1
-    if not clips:
-        return None
-    mean = total / count
-    return FbankStats(round(mean, 6), round(max(squares / count - mean * mean, 0.0) ** 0.5, 6), clips)
+    samples = torch.from_numpy(waveform)
+    if sample_rate != SAMPLE_RATE:
+        samples = resample(samples.float(), sample_rate, SAMPLE_RATE)
+    if len(samples) < WINDOW_SECONDS * SAMPLE_RATE:
+        return Moments()
+    values = log_mel(samples).double()
+    return Moments(values.numel(), values.sum().item(), values.square().sum().item(), 1)

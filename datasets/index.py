@@ -33,6 +33,7 @@ from datasets.shards import (
 from datasets.table import ClipTable, TableBuilder, TableRow
 
 INDEX_NAME = "index.json"
+PREPARE_FOLDER = ".prepare"  # is there while datasets.prepare is not done
 FORMAT = "earsight-shards"
 VERSION = 1
 
@@ -157,6 +158,14 @@ def _missing_index(folder: Path) -> str:
         return f"the folder of shards {folder} does not exist"
     if not folder.is_dir():
         return f"{folder} is no folder; give the folder that holds the shards and their {INDEX_NAME}"
+    if any((place / PREPARE_FOLDER).is_dir() for place in (folder, folder.parent)):
+        return (
+            f"{folder} is not finished: datasets.prepare is at work on it or was interrupted. Wait, or give the "
+            "same command again to go on"
+        )
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{INDEX_NAME}"))
+    if splits:
+        return f"{folder} has no {INDEX_NAME}, but its folders have ({', '.join(splits)}); give one of those"
     tars = sorted(folder.glob("*.tar"))
     if tars:
         command = f"python -m datasets.index {folder}"

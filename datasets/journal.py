@@ -17,11 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from datasets.index import Label, Reject
+from datasets.fbank import Moments
+from datasets.index import PREPARE_FOLDER, Label, Reject
 from datasets.shards import ShardInfo, write_atomically
 from datasets.sources import Plan, Task
-
-FOLDER = ".prepare"
 
 
 class PrepareError(ValueError):
@@ -38,6 +37,7 @@ class Progress:
         shards: The finished shards.
         label_counts: Samples of each class in them.
         duration_seconds: Their length.
+        fbank: Log-mel statistics of those of them that were chosen for it.
     """
 
     next_task: int = 0
@@ -45,6 +45,7 @@ class Progress:
     shards: list[ShardInfo] = field(default_factory=list)
     label_counts: list[int] = field(default_factory=list)
     duration_seconds: float = 0.0
+    fbank: Moments = field(default_factory=Moments)
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,12 @@ class Job:
 
     def save(self, out: Path) -> None:
         """Writes it under ``out``; from then on a run there goes on instead of planning anew."""
-        write_atomically(out / FOLDER / "job.json", json.dumps(asdict(self)).encode())
+        write_atomically(out / PREPARE_FOLDER / "job.json", json.dumps(asdict(self)).encode())
 
     @classmethod
     def load(cls, out: Path) -> Job | None:
         """The unfinished run in ``out``, or None."""
-        path = out / FOLDER / "job.json"
+        path = out / PREPARE_FOLDER / "job.json"
         if not path.is_file():
             return None
         content = json.loads(path.read_bytes())
@@ -106,7 +107,7 @@ class SplitJournal:
     def __init__(self, out: Path, split: str | None) -> None:
         # A split may have any name that a folder can have, so the nameless one has one that no split can
         # have.
-        self._folder = out / FOLDER / (split or "no.split")
+        self._folder = out / PREPARE_FOLDER / (split or "no.split")
         self._plan = self._folder / "plan.jsonl"
         self._rejects = self._folder / "rejects.jsonl"
         self._journal = self._folder / "journal.json"
@@ -124,6 +125,7 @@ class SplitJournal:
         """Where to go on."""
         content = json.loads(self._journal.read_bytes())
         content["shards"] = [ShardInfo(**shard) for shard in content["shards"]]
+        content["fbank"] = Moments(**content["fbank"])
         os.truncate(self._rejects, content["rejects_bytes"])  # what came after it is met again
         return Progress(**content)
 
@@ -164,4 +166,4 @@ def _flush(file: IO[Any]) -> None:
 
 def forget(out: Path) -> None:
     """Forgets an unfinished plan or a finished run."""
-    shutil.rmtree(out / FOLDER, ignore_errors=True)
+    shutil.rmtree(out / PREPARE_FOLDER, ignore_errors=True)

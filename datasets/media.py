@@ -30,10 +30,14 @@ import numpy as np
 from av import error as av_error
 from av.container import InputContainer
 from av.stream import Disposition
+from av.video.reformatter import VideoReformatter
 
 from datasets.media_streams import MediaError, PictureTrack, SoundTrack, upright_rgb
 
-__all__ = ["MediaClip", "MediaError", "MediaSettings", "read_media"]
+__all__ = ["SAMPLE_RATE", "MediaClip", "MediaError", "MediaSettings", "read_media"]
+
+SAMPLE_RATE = 16_000
+"""Hz, of the sound in shards and of what models take."""
 
 # How far before a segment reading begins; the next where a format's seeking is coarse (MPEG-TS) or the frames
 # there cannot be decoded yet (intra refresh). The first lets overlapping sound transforms settle.
@@ -53,7 +57,7 @@ class MediaSettings:
         first_channel_only: Take the first channel in place of the mean of all channels.
     """
 
-    sample_rate: int = 16000
+    sample_rate: int = SAMPLE_RATE
     num_frames: int = 10
     shorter_side: int = 256
     first_channel_only: bool = False
@@ -136,11 +140,11 @@ def _clip(
     picture = reading.picture
     waveform = reading.sound.resampled(settings.sample_rate)
     times = picture.spread(begin, begin + len(waveform) / settings.sample_rate, settings.num_frames)
-    chosen = picture.frames_at([times[i] for i in frame_indices])
+    chosen, scaler = picture.frames_at([times[i] for i in frame_indices]), VideoReformatter()
     return MediaClip(
         waveform=waveform,
         sample_rate=settings.sample_rate,
-        frames=[upright_rgb(frame, settings.shorter_side, picture.pixel_aspect) for frame in chosen],
+        frames=[upright_rgb(frame, settings.shorter_side, picture.pixel_aspect, scaler) for frame in chosen],
         frame_times=[round(picture.seconds(frame) - begin, 6) for frame in chosen],
         start=begin,
         truncated=reading.truncated(),

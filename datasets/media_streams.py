@@ -13,6 +13,7 @@ import numpy as np
 from av import error as av_error
 from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
+from av.video.reformatter import VideoReformatter
 
 Reason = Literal["missing", "undecodable", "no_audio", "no_video", "outside"]
 
@@ -245,13 +246,22 @@ class PictureTrack:
         return chosen + [shown] * (len(times) - len(chosen)) if shown is not None else []
 
 
-def upright_rgb(frame: av.VideoFrame, shorter_side: int, pixel_aspect: float) -> np.ndarray:
-    """(H, W, 3) uint8 of a frame: square pixels, scaled down to ``shorter_side``, turned as displayed."""
+def upright_rgb(
+    frame: av.VideoFrame, shorter_side: int, pixel_aspect: float, scaler: VideoReformatter
+) -> np.ndarray:
+    """(H, W, 3) uint8 of a frame: square pixels, scaled down to ``shorter_side``, turned as displayed.
+
+    Args:
+        frame: The frame.
+        shorter_side: In pixels; smaller pictures are not enlarged.
+        pixel_aspect: Width of a pixel over its height.
+        scaler: Prepares itself for a size once, so frames of one clip share it.
+    """
     width, height = max(round(frame.width * pixel_aspect), 1), frame.height
     scale = min(shorter_side / min(width, height), 1.0)
     width, height = max(round(width * scale), 1), max(round(height * scale), 1)
-    picture = frame.reformat(
-        width=width, height=height, format="rgb24", interpolation="BICUBIC", threads=1
+    picture = scaler.reformat(
+        frame, width=width, height=height, format="rgb24", interpolation="BICUBIC", threads=1
     ).to_ndarray()
     side_data = cast(SideDataContainer, frame.side_data)
     if SideData.DISPLAYMATRIX not in side_data:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datasets.fbank import Moments
 from datasets.index import INDEX_NAME, Reject, ShardIndex
 from datasets.journal import Progress, SplitJournal
 from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, write_atomically
@@ -38,9 +39,10 @@ class OpenShard:
         """Bytes so far."""
         return self._writer.size if self._writer else 0
 
-    def add(self, task: Task, outcomes: Sequence[Sample | Reject]) -> int:
+    def add(self, task: Task, outcomes: Sequence[Sample | Reject], moments: Moments) -> int:
         """Takes the results of a task; returns how many are rejects."""
         progress = self._progress
+        progress.fbank.add(moments)
         progress.next_task += 1
         rejects = [outcome for outcome in outcomes if isinstance(outcome, Reject)]
         self._rejects += rejects

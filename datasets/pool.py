@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
+import sys
 import time
 import traceback
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -41,30 +42,6 @@ class WorkerError(RuntimeError):
     """The function raised in a worker, whose traceback the message holds, or a worker could not start."""
 
 
-def map_in_order(
-    function: Callable[[T], R], items: Iterable[T], num_workers: int, timeout: float = float("inf")
-) -> Generator[tuple[T, R | Failure], None, None]:
-    """Applies ``function`` to each item in worker processes.
-
-    Args:
-        function: A picklable callable.
-        items: Read as needed; no more than a few per worker are held at a time.
-        num_workers: Number of processes, at least 1.
-        timeout: Seconds after which a process that works on one item is ended.
-
-    Yields:
-        Each item with its result, in the order of the items.
-
-    Raises:
-        WorkerError: The function raised, or a worker could not start.
-    """
-    pool = _Pool(function, num_workers, timeout)
-    try:
-        yield from pool.map(items)
-    finally:
-        pool.stop()
-
-
 @dataclass
 class _Worker:
     process: BaseProcess
@@ -81,20 +58,45 @@ class _Worker:
         return self.process.exitcode or 0
 
 
-class _Pool:
-    def __init__(self, function: Callable[[Any], Any], num_workers: int, timeout: float) -> None:
+class WorkerPool(Generic[T, R]):
+    """Processes that apply a function; a context manager, at whose end they are ended.
+
+    Args:
+        function: A picklable callable.
+        num_workers: Number of processes, at least 1. They start at once.
+        timeout: Seconds after which a process that works on one item is ended.
+        preload: Modules the workers need, imported once for all of them.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[T], R],
+        num_workers: int,
+        timeout: float = float("inf"),
+        preload: Sequence[str] = (),
+    ) -> None:
         self._function = function
         self._timeout = timeout
         self._context = multiprocessing.get_context("forkserver")
-        # Imported once and shared by all workers, rather than once in each.
-        self._context.set_forkserver_preload(["datasets.encode", "datasets.fbank"])
+        self._context.set_forkserver_preload(list(preload))
         self._items: dict[int, Any] = {}  # handed out and not yet yielded, by number
         self._results: dict[int, Any] = {}
         self._again: list[int] = []  # items whose first worker died
         self._retried: set[int] = set()
         self._workers = [self._start() for _ in range(num_workers)]
 
-    def map(self, items: Iterable[Any]) -> Iterator[tuple[Any, Any]]:
+    def map(self, items: Iterable[T]) -> Iterator[tuple[T, R | Failure]]:
+        """Applies the function to each item.
+
+        Args:
+            items: Read as needed; no more than a few per worker are held at a time.
+
+        Yields:
+            Each item with its result, in the order of the items.
+
+        Raises:
+            WorkerError: The function raised, or a worker could not start.
+        """
         source, next_out = enumerate(items), 0
         while True:
             while next_out in self._results:
@@ -105,7 +107,10 @@ class _Pool:
                 return
             self._collect()
 
-    def stop(self) -> None:
+    def __enter__(self) -> WorkerPool[T, R]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         for worker in self._workers:
             worker.stop()
 
@@ -180,6 +185,8 @@ class _Pool:
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
     """A worker's life: answers items until the other end is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)  # the cores are taken by the other workers
     try:
         connection.send(("ready", None))
         while True:

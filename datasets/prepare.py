@@ -18,14 +18,13 @@ import errno
 import hashlib
 import os
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from datasets.encode import Encoder, EncodeSettings
-from datasets.fbank import measure_fbank
+from datasets.encode import Encoded, Encoder, EncodeSettings, Work
+from datasets.fbank import Moments, spread_rows
 from datasets.index import INDEX_NAME, Reject, ShardIndex, build_table
 from datasets.journal import Job, PrepareError, Progress, SplitJournal, compare_settings, forget
 from datasets.labels import LabelFileError, Vocabulary, read_classes, read_label_file, vocabulary_of
@@ -38,7 +37,7 @@ from datasets.output import (
     summary,
     write_rejects,
 )
-from datasets.pool import Failure, map_in_order
+from datasets.pool import Failure, WorkerPool
 from datasets.shards import TEMPORARY_SUFFIX, ShardError
 from datasets.sources import (
     Files,
@@ -51,6 +50,7 @@ from datasets.sources import (
 )
 from datasets.sources import shuffled as shuffled_tasks
 
+_WORKERS_NEED = ("datasets.encode", "torchaudio.compliance.kaldi")
 _NO_INFLUENCE = ("out", "split", "num_workers", "timeout_seconds")
 
 
@@ -74,7 +74,8 @@ class PrepareConfig(EncodeSettings):
         shuffle: Shuffle the order of the clips.
         seed: Of the shuffle.
         shard_megabytes: Size at which a shard is finished.
-        fbank_clips: Clips on which mean and standard deviation of the log-mel values are measured.
+        fbank_clips: Files, evenly spread, on whose first clip mean and standard deviation of the log-mel values
+            are measured.
         num_workers: Processes that decode; null for one per core.
         timeout_seconds: A file that takes longer is rejected (timed_out).
     """
@@ -249,9 +250,9 @@ def _make_split(config: PrepareConfig, job: Job, out: Path, split: str | None) -
         settings=job.settings | ({"split": split} if split else {}),
         rejects=tuple(rejects),
         duration_seconds=round(progress.duration_seconds, 6),
+        fbank=progress.fbank.stats(),
     )
-    table = build_table(folder, index)
-    index = replace(index, fbank=measure_fbank(folder, table, config.fbank_clips))
+    build_table(folder, index)
     index.save(folder)
     print(summary(folder, index), flush=True)
 
@@ -264,16 +265,20 @@ def _write_shards(
     root = source if source.is_dir() else source.parent
     encoder = Encoder(str(root), config, tuple(label.name for label in job.labels))
     num_workers = config.num_workers or len(os.sched_getaffinity(0))
-    results = map_in_order(encoder, journal.tasks(progress.next_task), num_workers, config.timeout_seconds)
+    num_tasks = journal.num_tasks()
+    measured = set(spread_rows(num_tasks, config.fbank_clips))
+    tasks = enumerate(journal.tasks(progress.next_task), start=progress.next_task)
+    work = (Work(task, number in measured) for number, task in tasks)
     shard = OpenShard(folder, journal, progress)
-    bar = ProgressBar(journal.num_tasks(), progress.next_task, len(journal.rejects()), folder)
-    with closing(results), bar:
+    bar = ProgressBar(num_tasks, progress.next_task, len(journal.rejects()), folder)
+    with WorkerPool(encoder, num_workers, config.timeout_seconds, _WORKERS_NEED) as pool, bar:
+        import webdataset.writer  # noqa: F401 (takes seconds; meanwhile the workers start)
+
         try:
-            for task, result in results:
-                outcomes = (
-                    [Reject(printable(task.source), *result)] if isinstance(result, Failure) else result
-                )
-                rejected = shard.add(task, outcomes)
+            for (task, _), result in pool.map(work):
+                if isinstance(result, Failure):
+                    result = Encoded([Reject(printable(task.source), *result)], Moments())
+                rejected = shard.add(task, result.outcomes, result.moments)
                 bar.advance(rejected)
                 if shard.size >= config.shard_megabytes * 1e6:
                     bar.note(shard.finish())

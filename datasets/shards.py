@@ -22,8 +22,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from webdataset.writer import TarWriter
-
 
 class ShardError(ValueError):
     """A shard, its index or its table is missing, damaged, or not what the index says."""
@@ -145,6 +143,10 @@ class ShardWriter:
         self.num_samples = 0
         self.info: ShardInfo | None = None
         self._keys: set[str] = set()
+        from webdataset.writer import (
+            TarWriter,  # imports torch, seconds that readers of an index need not spend
+        )
+
         self._temporary = self.path.with_name(self.path.name + TEMPORARY_SUFFIX)
         self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115 (closed in close and discard)
         self._tar = TarWriter(

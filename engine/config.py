@@ -60,22 +60,27 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        if self.fbank.target_length != self.model.audio_length:
-            raise ValueError(
-                f"fbank.target_length is {self.fbank.target_length} and model.audio_length {self.model.audio_length}: "
-                "they are the same length and must be equal"
-            )
+        check_spectrogram(self.fbank, self.model)
         mask = self.model.mask
         if self.objective.reconstruction_weight > 0 and not (mask.audio_ratio > 0 and mask.visual_ratio > 0):
             raise ValueError(
                 "model.mask.audio_ratio and model.mask.visual_ratio must be above 0 while "
                 "objective.reconstruction_weight is: there would be nothing to reconstruct"
             )
-        if self.fbank.num_mel_bins != self.model.num_mel_bins:
-            raise ValueError(
-                f"fbank.num_mel_bins is {self.fbank.num_mel_bins} and model.num_mel_bins {self.model.num_mel_bins}: "
-                "they must be equal"
-            )
+
+
+def check_spectrogram(fbank: FbankConfig, model: ModelConfig) -> None:
+    """Raises ValueError unless the spectrogram has the size that the model takes."""
+    if fbank.target_length != model.audio_length:
+        raise ValueError(
+            f"fbank.target_length is {fbank.target_length} and model.audio_length {model.audio_length}: "
+            "they are the same length and must be equal"
+        )
+    if fbank.num_mel_bins != model.num_mel_bins:
+        raise ValueError(
+            f"fbank.num_mel_bins is {fbank.num_mel_bins} and model.num_mel_bins {model.num_mel_bins}: "
+            "they must be equal"
+        )
 
 
 def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> tuple[T, str]:

@@ -1,7 +1,8 @@
 """``make demo``: the whole way on generated data, on a laptop.
 
-Generated videos → shards → pretraining → exported weights, and what the model learned in one summary. It runs the
-same programs as a real run, one after the other, and can be interrupted and run again: every part goes on where it was.
+Generated videos → shards → pretraining → fine-tuning → exported weights, and what was learned in one summary. It runs
+the same programs as a real run, one after the other, and can be interrupted and run again: every part goes on where it
+was.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--clips", type=int, nargs=3, default=(1500, 250, 250), metavar=("TRAIN", "VAL", "TEST")
     )
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of fine-tuning")
     parser.add_argument(
         "overrides", nargs="*", help="config overrides for pretraining, such as train.steps=20"
     )
@@ -36,8 +39,10 @@ def main() -> None:
     started = time.monotonic()
     make_shards(options.data, options.clips)
     pretrain(options.data, options.run / "pretrain", options.overrides)
+    finetuned = finetune(options.data, options.run, options.seeds)
     export(options.run)
     summary = summarize(options.run / "pretrain", options.data, time.monotonic() - started)
+    summary["finetuning"] = finetuned
     write_atomically(options.run / "summary.json", json.dumps(summary, indent=1) + "\n")
     print(render(summary, options.run))
 
@@ -45,12 +50,13 @@ def main() -> None:
 def make_shards(data: Path, clips: tuple[int, int, int]) -> None:
     """Generates the videos and prepares shards from them, each unless it is there already."""
     world, shards = data / "world", data / "shards"
+    film = ["--seconds", "2", "--fps", "6"]
     counts = [
         word for pair in zip(("--train", "--val", "--test"), map(str, clips), strict=True) for word in pair
     ]
-    _run("generating videos", "-m", "datasets.synthetic", str(world), *counts)
+    _run("generating videos", "-m", "datasets.synthetic", str(world), *counts, *film)
     labels = ["--labels", str(world / "labels.csv")]
-    sizes = ["--media.shorter_side", "96", "--shard_megabytes", "16"]
+    sizes = ["--media.shorter_side", "96", "--media.num_frames", "5", "--shard_megabytes", "16"]
     _run("preparing shards", "-m", "datasets.prepare", str(world), str(shards), *labels, *sizes)
 
 
@@ -62,6 +68,17 @@ def pretrain(data: Path, run: Path, overrides: list[str]) -> None:
         f"data.train={data}/shards/train", f"data.val={data}/shards/val",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}", *overrides,
     )  # fmt: skip
+
+
+def finetune(data: Path, run: Path, seeds: Sequence[int]) -> dict[str, Any]:
+    """Fine-tunes with few labels, from the pretraining run and from scratch; returns its summary."""
+    out = run / "finetune"
+    _run(
+        "fine-tuning, pretrained and from scratch", "-m", "engine.finetune_demo",
+        "--init", str(run / "pretrain"), "--shards", str(data / "shards"), "--out", str(out),
+        "--seeds", *map(str, seeds),
+    )  # fmt: skip
+    return json.loads((out / "finetune_summary.json").read_text())
 
 
 def export(run: Path) -> None:
@@ -128,6 +145,7 @@ def render(summary: dict[str, Any], folder: Path) -> str:
             )
             chance, untrained, trained = (f"{100 * value:.1f} %" for value in values)
             lines.append(f"  {title + f'  R@{k}':26}{chance:>9}{untrained:>11}{trained:>9}")
+    lines += ["", *render_finetuning(summary["finetuning"])]
     lines += [
         "",
         f"weights      {folder}/pretrain/checkpoints/, exported to {folder}/export/",
@@ -136,6 +154,25 @@ def render(summary: dict[str, Any], folder: Path) -> str:
         f"summary      {folder}/summary.json",
     ]
     return "\n".join(lines)
+
+
+def render_finetuning(summary: dict[str, Any]) -> list[str]:
+    """The fine-tuning summary for a person."""
+    seeds = len(summary["seeds"])
+    lines = [
+        f"{'accuracy (chance ' + format(summary['chance'], '.1%') + ')':28}{'from scratch':>18}{'pretrained':>18}"
+    ]
+    for name, values in summary["accuracy"].items():
+        cells = [f"{values[s]['mean']:.1%} ± {values[s]['std']:.1%}" for s in ("scratch", "pretrained")]
+        lines.append(f"  {'fine-tuned, ' + name.replace('_', '-'):26}{cells[0]:>18}{cells[1]:>18}")
+    for name, values in summary["linear_probe"].items():
+        cells = [f"{values[s]:.1%}" for s in ("scratch", "pretrained")]
+        lines.append(f"  {'linear probe, ' + name.replace('_', '-'):26}{cells[0]:>18}{cells[1]:>18}")
+    lines.append(
+        f"  (fine-tuned on {summary['labelled_clips']} labelled clips, mean ± spread of {seeds} seeds; "
+        "the probe's scratch is a random encoder)"
+    )
+    return lines
 
 
 def _run(title: str, *arguments: str) -> None:

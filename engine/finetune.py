@@ -99,6 +99,8 @@ def build_trainer(
 def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
     """The objective with its initial weights: encoders (and head) of ``config.init``, the rest from the seed.
 
+    A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
+
     Raises:
         WeightsError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
     """
@@ -106,12 +108,13 @@ def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classifi
     model = AudioVisualClassifier(
         config.model, len(train.classes), pool_separate=config.objective.pool_separate
     )
-    if config.init is not None and config.init_head:
-        load_classifier_weights(config.init, model, config.fbank, train.classes)
-    elif config.init is not None:
-        load_encoder_weights(config.init, model.encoder, config.fbank)
-    else:
-        logger.info("no init: the encoders are drawn from the seed")
+    if not find_checkpoints(Path(config.output_dir)):
+        if config.init is None:
+            logger.info("no init: the encoders are drawn from the seed")
+        elif config.init_head:
+            load_classifier_weights(config.init, model, config.fbank, train.classes)
+        else:
+            load_encoder_weights(config.init, model.encoder, config.fbank)
     return Classification(model, config.fbank, config.objective)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datasets.loader import DataConfig
 from datasets.sampling import SamplingConfig
 from engine.averaging import AveragingConfig
+from engine.config import check_spectrogram
 from engine.objectives.classification import ClassificationConfig
 from engine.optimizer import OptimizerConfig
 from engine.probes import ProbeConfig
@@ -85,16 +86,7 @@ class FinetuneConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if self.fbank.target_length != self.model.audio_length:
-            raise ValueError(
-                f"fbank.target_length is {self.fbank.target_length} and model.audio_length "
-                f"{self.model.audio_length}: they are the same length and must be equal"
-            )
-        if self.fbank.num_mel_bins != self.model.num_mel_bins:
-            raise ValueError(
-                f"fbank.num_mel_bins is {self.fbank.num_mel_bins} and model.num_mel_bins "
-                f"{self.model.num_mel_bins}: they must be equal"
-            )
+        check_spectrogram(self.fbank, self.model)
         if self.init_head and self.init is None:
             raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
         if self.eval_only and self.evaluation_shards is None:

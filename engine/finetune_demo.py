@@ -24,7 +24,7 @@ from engine.finetune import build_classification, finetune
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import open_labelled
 from engine.objectives.classification import Modalities
-from engine.runlog import logger, setup_console, write_atomically
+from engine.runlog import setup_console, write_atomically
 
 _CONFIG = "configs/finetune_tiny.yaml"
 STARTS = ("pretrained", "scratch")
@@ -97,7 +97,8 @@ def _accuracy(
         if not finetune(config, text, world):
             raise SystemExit("stopped on request; run the same command again to go on")
     value = json.loads(report.read_text())["results"][str(modality)]["top1"]
-    logger.info("%s, %s, seed %d: accuracy %.3f", modality, start, seed, value)
+    if world.is_main:
+        print(f"{modality}, {start}, seed {seed}: accuracy {value:.1%}", flush=True)
     return value
 
 
@@ -126,23 +127,6 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "std": std, "each": values}
 
 
-def render_finetuning(summary: dict[str, Any]) -> str:
-    """The summary as a table."""
-    seeds = len(summary["seeds"])
-    lines = [
-        f"fine-tuning on {summary['labelled_clips']} labelled clips, accuracy of {seeds} seeds "
-        f"(chance {summary['chance']:.1%}):",
-        f"{'':16s}{'pretrained':>18s}{'from scratch':>18s}",
-    ]
-    for name, values in summary["accuracy"].items():
-        cells = [f"{values[start]['mean']:.1%} ± {values[start]['std']:.1%}" for start in STARTS]
-        lines.append(f"{name:16s}{cells[0]:>18s}{cells[1]:>18s}")
-    lines += ["linear probe of frozen features:", f"{'':16s}{'pretrained':>18s}{'random encoder':>18s}"]
-    for name, values in summary["linear_probe"].items():
-        lines.append(f"{name:16s}{values['pretrained']:>18.1%}{values['scratch']:>18.1%}")
-    return "\n".join(lines)
-
-
 def main() -> None:
     """Entry point of ``python -m engine.finetune_demo``."""
     parser = argparse.ArgumentParser(
@@ -156,11 +140,7 @@ def main() -> None:
     options = parser.parse_args()
     with distributed() as world:
         setup_console(is_main=False)  # the runs' own lines would be a flood
-        summary = finetune_demo(
-            options.init, options.shards, options.out, world, options.seeds, options.overrides
-        )
-        if world.is_main:
-            print(render_finetuning(summary))
+        finetune_demo(options.init, options.shards, options.out, world, options.seeds, options.overrides)
 
 
 if __name__ == "__main__":

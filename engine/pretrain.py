@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch
 from datasets.loader import evaluation_loader, train_loader
+from engine.checkpoint import find_checkpoints
 from engine.config import PretrainConfig, save_config
 from engine.distributed import World
 from engine.features import Features, embed_set
@@ -74,10 +75,13 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
 
 
 def build_objective(config: PretrainConfig) -> CavMae:
-    """The objective with its initial weights: those of ``config.init``, or drawn from ``config.seed``."""
+    """The objective with its initial weights: those of ``config.init``, or drawn from ``config.seed``.
+
+    A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
+    """
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    if config.init is not None:
+    if config.init is not None and not find_checkpoints(Path(config.output_dir)):
         logger.info("%s", initialize(model, read_weights(config.init), config.init_allow))
     return CavMae(model, config.fbank, config.objective)
 

@@ -55,6 +55,9 @@ def test_missing_things_are_named(tmp_path):
         ShardIndex.load(tmp_path)
     with pytest.raises(ShardError, match="has no shards"):
         index_folder(tmp_path)
+    make_shards(tmp_path / "parts" / "train", 2, 1)
+    with pytest.raises(ShardError, match=r"its folders have \(train\); give one of those"):
+        ShardIndex.load(tmp_path / "parts")
     make_shards(tmp_path, 2, 1)
     (tmp_path / "index.json").unlink()
     with pytest.raises(

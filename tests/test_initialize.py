@@ -1,6 +1,7 @@
 """What becomes of every tensor when weights of any source go into a model."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from support.small_models import SMALL, inputs, small_model
 from support.sources import mae_state, randomize, small_vit
 
 from datasets.loader import DataConfig
+from engine.checkpoint import CheckpointState
 from engine.config import PretrainConfig
 from engine.pretrain import build_objective
 from models import AudioVisualClassifier, AudioVisualEncoder, AudioVisualMAE, FbankConfig, ModelConfig
@@ -207,3 +209,18 @@ def test_pretraining_begins_with_the_weights_it_is_given(tmp_path):
     model = build_objective(run).model
     assert all(torch.equal(value, donor.state_dict()[name]) for name, value in model.state_dict().items())
     assert read_weights(folder).config == config
+
+
+def test_a_begun_run_needs_no_init(tmp_path):
+    config = ModelConfig("cav_mae_tiny", **SMALL)
+    fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    gone = str(tmp_path / "gone")
+    run = PretrainConfig(
+        DataConfig("nowhere"), output_dir=str(tmp_path / "run"), init=gone, model=config, fbank=fbank
+    )
+    with pytest.raises((WeightsError, FileNotFoundError), match="gone"):
+        build_objective(run)
+    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "state.json").write_text(json.dumps(asdict(CheckpointState(3, 1, 0, "2", "0"))))
+    build_objective(run)

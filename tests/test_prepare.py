@@ -22,11 +22,12 @@ from PIL import Image
 from support.videos import write_video
 
 import datasets.output
+import datasets.prepare
+from datasets.encode import Encoded, Encoder, Work
 from datasets.index import ShardIndex
 from datasets.journal import PrepareError
 from datasets.labels import LabelFileError
 from datasets.media import MediaSettings
-from datasets.pool import Failure, WorkerError, map_in_order
 from datasets.prepare import PrepareConfig, main, prepare
 from datasets.shards import ShardError
 from datasets.table import ClipTable
@@ -280,49 +281,33 @@ def test_command_line(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     assert f"{tmp_path / 'out'}: 12 clips" in capsys.readouterr().out
 
 
-# Processes that die, and resumption
+class FatalEncoder(Encoder):
+    """Its process dies of one file and never comes back from another, as happens with native decoders."""
+
+    def __call__(self, work: Work) -> Encoded:
+        if "00-x_" in work.task.source:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        if "01-x_" in work.task.source:
+            time.sleep(60)
+        return super().__call__(work)
 
 
-def die_on_three(item: int) -> int:
-    if item == 3:
-        os.kill(os.getpid(), signal.SIGSEGV)
-    return item * item
+def test_files_that_end_or_hold_up_their_decoder_are_rejects(
+    films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(datasets.prepare, "Encoder", FatalEncoder)
+    prepare(config(films, tmp_path / "out", num_workers=2, timeout_seconds=5.0))
+    reasons = reject_reasons(tmp_path / "out")
+    assert reasons == {"cat/clip.00-x_.mp4": "worker_died", "dog/clip.01-x_.mp4": "timed_out"}
+    index = ShardIndex.load(tmp_path / "out")
+    assert index.samples == 10
+    assert {reject.reason: reject.detail for reject in index.rejects} == {
+        "worker_died": "the process that decoded it ended with SIGSEGV, twice",
+        "timed_out": "took more than 5 s",
+    }
 
 
-def sleep_on_two(item: int) -> int:
-    time.sleep(60 if item == 2 else 0)
-    return item
-
-
-def raise_on_one(item: int) -> int:
-    if item == 1:
-        raise RuntimeError("no such luck")
-    return item
-
-
-def test_pool_names_the_item_whose_worker_died():
-    results = dict(map_in_order(die_on_three, range(30), 2))
-    assert list(results) == list(range(30))
-    assert results.pop(3) == Failure("worker_died", "the process that decoded it ended with SIGSEGV, twice")
-    assert all(value == item * item for item, value in results.items())
-
-
-def test_pool_ends_what_takes_too_long():
-    results = dict(map_in_order(sleep_on_two, range(5), 2, timeout=0.5))
-    assert results == {0: 0, 1: 1, 2: Failure("timed_out", "took more than 0.5 s"), 3: 3, 4: 4}
-
-
-def test_pool_passes_errors_on():
-    with pytest.raises(WorkerError, match=r"no such luck"):
-        list(map_in_order(raise_on_one, range(5), 1))
-
-
-def test_pool_reads_no_further_than_needed():
-    taken = []
-    results = map_in_order(abs, (taken.append(i) or i for i in range(1000)), 1)
-    assert next(results) == (0, 0)
-    assert len(taken) <= 10
-    results.close()
+# Resumption
 
 
 def prepare_and_die(settings: PrepareConfig, calls: int) -> None:
@@ -416,6 +401,8 @@ def test_full_disk(films: Path, uninterrupted: Path, tmp_path: Path, monkeypatch
     assert sorted(path.name for path in out.glob("*")) == [".prepare", "shard-000000.tar"]
     with pytest.raises(ShardError):
         ClipTable.open(out)
+    with pytest.raises(ShardError, match=r"is not finished: datasets.prepare .* give the same command again"):
+        ShardIndex.load(out)
     main(arguments)
     assert contents(out) == contents(uninterrupted)
 

@@ -47,7 +47,7 @@ def main() -> int:
     while step < STEPS or ("hold" in OPTIONS and first):
         time.sleep(SECONDS)
         step += 1
-        if step == CRASH_AT and CRASH_RANK == RANK and first:
+        if 0 <= CRASH_AT <= step and CRASH_RANK == RANK and first:  # a late rank may begin beyond it
             os.kill(os.getpid(), signal.SIGKILL)
         if step % 5 == 0:
             save(step)
