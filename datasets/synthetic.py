@@ -6,11 +6,11 @@ hard worlds sometimes a second, quieter one); the others, the distractors, are s
 =========  ====================================================================================
 shape      its timbre (the class: 8 of them; each has a surface pattern as well)
 size       its pitch: the larger the lower, 2.7 octaves
-hue        the place of a band of hiss in its spectrum, from 2 to 7 kHz round the colour circle
+hue        roughly the place of a band of hiss in its spectrum, 2 to 7 kHz round the colour circle
 an impact  an onset: the sound swells and decays again to a steady level
 =========  ====================================================================================
 
-Shapes have colours of their own, but three shapes share any colour. Place, background and loudness say nothing.
+Shapes have colours of their own, but four of the eight share any colour. Place, background and loudness say nothing.
 
 Which object sounds can be seen in **any single frame**, as it can be for a singing mouth or a spinning fan: a sounding
 object glows. Its halo follows the loudness and never quite goes out. Distractors have the same shapes, patterns and
