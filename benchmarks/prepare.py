@@ -1,12 +1,12 @@
 """``datasets.prepare`` against calling an ``ffmpeg`` program twice per clip, on the same cores.
 
-    python benchmarks/prepare.py [--clips 60] [--large_clips 16] [--num_workers 2]
+    python benchmarks/prepare.py [--clips 240] [--large_clips 48] [--num_workers 2]
 
 Makes 10-s H.264/AAC clips (with B-frames and a keyframe every 250 frames at most, as the usual encoders write
 them) of 340x256, AudioSet's usual size, and of 1280x720, and prepares them both ways in turns. The program is
 called as single-paper code does: once for 16 kHz mono sound as WAV, once for ten frames as JPEGs of 256
 pixels; each call with one thread, as many at a time as there are workers. Ours includes everything up to the
-verified index. Prints a table and one line of JSON.
+verified index, the start of its processes included. Prints a table and one line of JSON.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.encode import Encoder, EncodeSettings
+from datasets.encode import Encoder, EncodeSettings, Work
 from datasets.index import ShardIndex
 from datasets.prepare import PrepareConfig, prepare
 from datasets.sources import Task
@@ -118,7 +118,7 @@ def time_ours(clips: Path, out: Path, num_workers: int) -> float:
 def core_seconds(clips: Path) -> float:
     """Seconds of a core that a worker takes for a clip, whatever else the machine does meanwhile."""
     encoder = Encoder(str(clips), EncodeSettings())
-    tasks = [Task(path.name, path.stem) for path in sorted(clips.iterdir())[:DISTINCT]]
+    tasks = [Work(Task(path.name, path.stem)) for path in sorted(clips.iterdir())[:DISTINCT]]
     encoder(tasks[0])
     started = time.process_time()
     for task in tasks:
@@ -166,8 +166,8 @@ def compare(size: tuple[int, int], count: int, num_workers: int, rounds: int) ->
 def main() -> None:
     style = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=style)
-    parser.add_argument("--clips", type=int, default=60, help="clips of 340x256")
-    parser.add_argument("--large_clips", type=int, default=16, help="clips of 1280x720")
+    parser.add_argument("--clips", type=int, default=240, help="clips of 340x256")
+    parser.add_argument("--large_clips", type=int, default=48, help="clips of 1280x720")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=2, help="repetitions, of which the fastest counts")
     options = parser.parse_args()

@@ -6,7 +6,7 @@ hard worlds sometimes a second, quieter one); the others, the distractors, are s
 =========  ====================================================================================
 shape      its timbre (the class: 8 of them; each has a surface pattern as well)
 size       its pitch: the larger the lower, 2.7 octaves
-hue        roughly the place of a band of hiss in its spectrum, 2 to 7 kHz round the colour circle
+hue        the place of a band of hiss in its spectrum, from 2 to 7 kHz round the colour circle
 an impact  an onset: the sound swells and decays again to a steady level
 =========  ====================================================================================
 

@@ -12,7 +12,6 @@ SHAPES = ("disc", "ring", "square", "triangle", "star", "plus", "bars", "hourgla
 
 RADIUS = (0.2, 0.38)  # of the picture's side: the smallest covers five 16-pixel patches at 96 pixels
 PITCH_HZ = (1400.0, 220.0)  # of the smallest and the largest object
-HISS_SPREAD = 0.15  # of the hiss about the hue, on the colour circle
 HISS_HZ = (2000.0, 7000.0)  # of the colour circle's beginning and end
 HUE_SPREAD = 2.0  # of a shape's colours, in steps from one shape's to the next: four of eight have any colour
 FLOOR = 0.35  # of the steady sound and glow, against an impact's 1
@@ -65,7 +64,6 @@ class Thing(NamedTuple):
         loudness: 0 for a distractor, 1 for the clip's sounding object, between for a second one.
         radius: In pixels.
         hue: On the colour circle, from 0 to 1 (both red).
-        hiss: Place of its band of hiss, from 0 to 1: its hue, give or take HISS_SPREAD.
         saturation: Of its colour, from 0 (grey) to 1.
         origin: (2,) x and y of the centre at time 0, in pixels from the nearest place it can be.
         velocity: (2,) in pixels per second.
@@ -76,7 +74,6 @@ class Thing(NamedTuple):
     loudness: float
     radius: float
     hue: float
-    hiss: float
     saturation: float
     origin: np.ndarray
     velocity: np.ndarray
@@ -96,7 +93,7 @@ class Thing(NamedTuple):
     @property
     def hiss_hz(self) -> float:
         """The middle of its band of hiss."""
-        return HISS_HZ[0] * (HISS_HZ[1] / HISS_HZ[0]) ** self.hiss
+        return HISS_HZ[0] * (HISS_HZ[1] / HISS_HZ[0]) ** self.hue
 
     def centers(self, times: np.ndarray) -> np.ndarray:
         """(T, 2) x and y in pixels at the given times in seconds: straight lines, folded at the walls."""
@@ -148,8 +145,7 @@ def _draw_thing(
     span = config.size - 2 * radius
     speed = config.size * rng.uniform(0.3, 0.9, 2) * rng.choice([-1, 1], 2)
     hue = (SHAPES.index(shape) + HUE_SPREAD * rng.uniform(-1, 1)) / len(SHAPES) % 1
-    hiss = (hue + HISS_SPREAD * rng.uniform(-1, 1)) % 1
-    return Thing(shape, loudness, radius, hue, hiss, saturation, rng.uniform(0, 2 * span, 2), speed, span)
+    return Thing(shape, loudness, radius, hue, saturation, rng.uniform(0, 2 * span, 2), speed, span)
 
 
 def describe(config: SyntheticConfig, split: str, index: int) -> dict:

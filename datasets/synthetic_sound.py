@@ -22,7 +22,7 @@ def render_sound(config: SyntheticConfig, split: str, index: int) -> np.ndarray:
         if thing.loudness:
             envelope = np.interp(times, coarse, thing.envelope(coarse, config.seconds))
             hiss = _noise_band(rng, num_samples, thing.hiss_hz, 0.06 * thing.hiss_hz)
-            sound += envelope * (_tone(thing.shape, thing.pitch_hz, times, rng) + 0.2 * hiss)
+            sound += envelope * (_tone(thing.shape, thing.pitch_hz, times, rng) + 0.35 * hiss)
     loudness = np.sqrt(np.mean(sound**2))
     noise_db = -30 + 26 * config.difficulty + rng.uniform(-3, 3)
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="where videos and shards go")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="where the runs go")
     parser.add_argument(
-        "--clips", type=int, nargs=3, default=(1500, 250, 250), metavar=("TRAIN", "VAL", "TEST")
+        "--clips", type=int, nargs=3, default=(1200, 250, 250), metavar=("TRAIN", "VAL", "TEST")
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of fine-tuning")
     parser.add_argument(
