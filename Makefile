@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-CLIPS ?= data/demo
+SEEDS ?= 0
 
 .PHONY: env env-dev demo test test-cluster check clean
 
@@ -20,7 +20,7 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 	touch $@
 
 demo: env
-	$(BIN)/python -m engine.demo
+	$(BIN)/python -m engine.demo --seeds $(SEEDS)
 
 test: env-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not cluster"

@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument(
         "--clips", type=int, nargs=3, default=(1200, 250, 250), metavar=("TRAIN", "VAL", "TEST")
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of fine-tuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="of fine-tuning")
     parser.add_argument(
         "overrides", nargs="*", help="config overrides for pretraining, such as train.steps=20"
     )
@@ -158,7 +158,7 @@ def render(summary: dict[str, Any], folder: Path) -> str:
 
 def render_finetuning(summary: dict[str, Any]) -> list[str]:
     """The fine-tuning summary for a person."""
-    seeds = len(summary["seeds"])
+    seeds = "one seed" if len(summary["seeds"]) == 1 else f"mean ± spread of {len(summary['seeds'])} seeds"
     lines = [
         f"{'accuracy (chance ' + format(summary['chance'], '.1%') + ')':28}{'from scratch':>18}{'pretrained':>18}"
     ]
@@ -169,7 +169,7 @@ def render_finetuning(summary: dict[str, Any]) -> list[str]:
         cells = [f"{values[s]:.1%}" for s in ("scratch", "pretrained")]
         lines.append(f"  {'linear probe, ' + name.replace('_', '-'):26}{cells[0]:>18}{cells[1]:>18}")
     lines.append(
-        f"  (fine-tuned on {summary['labelled_clips']} labelled clips, mean ± spread of {seeds} seeds; "
+        f"  (fine-tuned on {summary['labelled_clips']} labelled clips, {seeds}; "
         "the probe's scratch is a random encoder)"
     )
     return lines
