@@ -177,7 +177,7 @@ def test_a_local_job_is_cancelled(tmp_path):
     wait_for(lambda: (run / "checkpoints").exists())
     assert "cancelled" in launch("cancel", "cancelled", folder=tmp_path)
     wait_for(lambda: [attempt["action"] for attempt in history(run)] == ["end"])
-    assert "GONE" in launch("status", "cancelled", folder=tmp_path)
+    wait_for(lambda: "GONE" in launch("status", "cancelled", folder=tmp_path))  # it says "end", then exits
     assert "over already" in launch("cancel", "cancelled", folder=tmp_path)
 
 
