@@ -209,7 +209,8 @@ class _Loader(DataLoader[Any]):
     """
 
     def __iter__(self) -> Any:
-        gc.collect()
+        if self.num_workers:
+            gc.collect()
         return super().__iter__()
 
 

@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import subprocess
+import os
+import statistics
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 from engine.runlog import read_metrics, write_atomically
 
 _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
+STARTS = ("scratch", "pretrained")
 
 
 def main() -> None:
@@ -54,31 +57,44 @@ def make_shards(data: Path, clips: tuple[int, int, int]) -> None:
     counts = [
         word for pair in zip(("--train", "--val", "--test"), map(str, clips), strict=True) for word in pair
     ]
-    _run("generating videos", "-m", "datasets.synthetic", str(world), *counts, *film)
+    _run("generating videos", ["-m", "datasets.synthetic", str(world), *counts, *film])
     labels = ["--labels", str(world / "labels.csv")]
     sizes = ["--media.shorter_side", "96", "--media.num_frames", "5", "--shard_megabytes", "16"]
-    _run("preparing shards", "-m", "datasets.prepare", str(world), str(shards), *labels, *sizes)
+    _run("preparing shards", ["-m", "datasets.prepare", str(world), str(shards), *labels, *sizes])
 
 
 def pretrain(data: Path, run: Path, overrides: list[str]) -> None:
     """Pretrains on the demo's shards."""
     fbank = json.loads((data / "shards" / "train" / "index.json").read_text())["fbank"]
-    _run(
-        "pretraining", "main_pretrain.py", "--config", _CONFIG, f"output_dir={run}",
+    command = [
+        "main_pretrain.py", "--config", _CONFIG, f"output_dir={run}",
         f"data.train={data}/shards/train", f"data.val={data}/shards/val",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}", *overrides,
-    )  # fmt: skip
+    ]  # fmt: skip
+    _run("pretraining", command)
 
 
 def finetune(data: Path, run: Path, seeds: Sequence[int]) -> dict[str, Any]:
-    """Fine-tunes with few labels, from the pretraining run and from scratch; returns its summary."""
-    out = run / "finetune"
-    _run(
-        "fine-tuning, pretrained and from scratch", "-m", "engine.finetune_demo",
-        "--init", str(run / "pretrain"), "--shards", str(data / "shards"), "--out", str(out),
-        "--seeds", *map(str, seeds),
-    )  # fmt: skip
-    return json.loads((out / "finetune_summary.json").read_text())
+    """Fine-tunes with few labels, from the pretraining run and from scratch side by side; returns its summary."""
+    folders = {start: run / "finetune" / start for start in STARTS}
+    common = ["-m", "engine.finetune_demo", "--shards", str(data / "shards"), "--seeds", *map(str, seeds)]
+    commands = {start: [*common, "--out", str(folder)] for start, folder in folders.items()}
+    commands["pretrained"] += ["--init", str(run / "pretrain")]
+    # Small steps gain little from a second thread, and nothing from two processes that each want every core.
+    threads = str(max(1, len(os.sched_getaffinity(0)) // len(STARTS)))
+    _run("fine-tuning, pretrained and from scratch", *commands.values(), OMP_NUM_THREADS=threads)
+    results = {start: json.loads((folder / "results.json").read_text()) for start, folder in folders.items()}
+    classes = len(json.loads((data / "shards" / "train" / "index.json").read_text())["labels"])
+    return {
+        "chance": 1 / classes,
+        "labelled_clips": results["pretrained"]["labelled_clips"],
+        "seeds": list(seeds),
+        "accuracy": {
+            modality: {start: results[start]["accuracy"][modality] for start in STARTS}
+            for modality in results["pretrained"]["accuracy"]
+        },
+        "frozen_features": {start: results[start]["frozen_features"] for start in STARTS},
+    }
 
 
 def export(run: Path) -> None:
@@ -86,15 +102,8 @@ def export(run: Path) -> None:
     for name in ("earsight", "timm"):
         out = run / "export" / name
         if not out.exists():
-            _run(
-                f"exporting ({name})",
-                "-m",
-                "models.export",
-                str(run / "pretrain"),
-                str(out),
-                "--format",
-                name,
-            )
+            command = ["-m", "models.export", str(run / "pretrain"), str(out), "--format", name]
+            _run(f"exporting ({name})", command)
 
 
 def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
@@ -159,15 +168,12 @@ def render(summary: dict[str, Any], folder: Path) -> str:
 def render_finetuning(summary: dict[str, Any]) -> list[str]:
     """The fine-tuning summary for a person."""
     seeds = "one seed" if len(summary["seeds"]) == 1 else f"mean ± spread of {len(summary['seeds'])} seeds"
-    lines = [
-        f"{'accuracy (chance ' + format(summary['chance'], '.1%') + ')':28}{'from scratch':>18}{'pretrained':>18}"
-    ]
+    lines = [_row(f"accuracy (chance {summary['chance']:.1%})", "from scratch", "pretrained")]
     for name, values in summary["accuracy"].items():
-        cells = [f"{values[s]['mean']:.1%} ± {values[s]['std']:.1%}" for s in ("scratch", "pretrained")]
-        lines.append(f"  {'fine-tuned, ' + name.replace('_', '-'):26}{cells[0]:>18}{cells[1]:>18}")
-    for name, values in summary["linear_probe"].items():
-        cells = [f"{values[s]:.1%}" for s in ("scratch", "pretrained")]
-        lines.append(f"  {'linear probe, ' + name.replace('_', '-'):26}{cells[0]:>18}{cells[1]:>18}")
+        lines.append(_row(f"  fine-tuned, {name.replace('_', '-')}", *(_spread(values[s]) for s in STARTS)))
+    for name in summary["accuracy"]:
+        values = [summary["frozen_features"][start][f"linear_{name}_top1"] for start in STARTS]
+        lines.append(_row(f"  linear probe, {name.replace('_', '-')}", *(f"{v:.1%}" for v in values)))
     lines.append(
         f"  (fine-tuned on {summary['labelled_clips']} labelled clips, {seeds}; "
         "the probe's scratch is a random encoder)"
@@ -175,11 +181,22 @@ def render_finetuning(summary: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _run(title: str, *arguments: str) -> None:
+def _row(title: str, *cells: str) -> str:
+    return f"{title:28}" + "".join(f"{cell:>18}" for cell in cells)
+
+
+def _spread(values: list[float]) -> str:
+    mean = f"{statistics.mean(values):.1%}"
+    return f"{mean} ± {statistics.stdev(values):.1%}" if len(values) > 1 else mean
+
+
+def _run(title: str, *commands: list[str], **environment: str) -> None:
+    """Runs Python commands side by side; where one fails, so does the demo, once all have ended."""
     print(f"— {title}", flush=True)
-    status = subprocess.run([sys.executable, *arguments]).returncode
-    if status:
-        raise SystemExit(f"{title} ended with status {status}")
+    processes = [Popen([sys.executable, *command], env=os.environ | environment) for command in commands]
+    failed = [status for status in [process.wait() for process in processes] if status]
+    if failed:
+        raise SystemExit(f"{title} ended with status {failed[0]}")
 
 
 if __name__ == "__main__":

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 
 import torch
 
 
+@cache
 @torch.no_grad()
 def measured_peak_flops(device: torch.device, bf16: bool, repeats: int = 5) -> float:
-    """FLOP/s of a large matrix product in the given precision; about a second.
+    """FLOP/s of a large matrix product in the given precision; about a second, once in a process.
 
     Random operands: on zeros a device runs faster than it ever does on data.
 
