@@ -10,7 +10,7 @@ from dataclasses import fields
 
 from engine.runlog import logger
 from models import AudioVisualClassifier, AudioVisualEncoder, FbankConfig
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.initialize import InitReport, initialize
 from models.weights import SourceWeights, read_weights
 

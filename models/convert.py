@@ -19,7 +19,7 @@ import yaml
 from models.config import ModelConfig, unknown_name
 from models.description import save_described
 from models.encoder import AudioVisualEncoder
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.pretrained import Model, describe, load_model, named_state
 from models.published import PUBLISHED_EPS, to_published
 from models.weights import read_weights

@@ -16,7 +16,7 @@ import safetensors.torch
 from torch import Tensor
 
 from models.config import MaskConfig, ModelConfig
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD, FbankConfig
 
 METADATA_KEY = "earsight"

@@ -20,10 +20,11 @@ from typing import Any
 from models.convert import add_source_arguments, parse_settings, save_published
 from models.description import Description, save_described
 from models.encoder import AudioVisualEncoder
+from models.errors import WeightsError
 from models.export_card import earsight_usage, model_card, program_usage, published_usage, timm_usage
 from models.export_program import ONNX_TOLERANCE, export_programs
 from models.export_timm import export_timm
-from models.files import WEIGHTS_NAME, WeightsError, read_json
+from models.files import WEIGHTS_NAME, read_json
 from models.pretrained import Model, describe, load_model, named_state
 from models.weights import SourceKind, SourceWeights, read_weights
 

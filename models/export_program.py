@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from models.encoder import AudioVisualEncoder
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.frontend import AudioFrontEnd, FbankConfig
 
 #: Largest difference between ONNX Runtime and PyTorch that an ONNX file may have to be kept.

@@ -1,7 +1,6 @@
 """Named tensors out of files and folders of others, without ever running what is in them.
 
-safetensors files hold nothing but tensors. ``torch.save`` files are pickles: they are read with torch's
-restricted unpickler, and one that holds more than tensors and plain values is refused.
+safetensors files hold nothing but tensors; ``torch.save`` files are read by `models.unpickle`.
 """
 
 from __future__ import annotations
@@ -13,27 +12,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch._weights_only_unpickler import UnpicklingError
+
+from models.errors import WeightsError
+from models.unpickle import load_tensors
+from models.zero import MODEL_STATES, with_float32_weights
 
 WEIGHTS_NAME = "model.safetensors"
 _CHECKPOINT = re.compile(r"step_\d{8}")
 _CHECKPOINT_FILES = (WEIGHTS_NAME, "config.yaml", "state.json")
-_DEEPSPEED_STATES = "mp_rank_00_model_states.pt"
 # Where other programs keep the weights within what they save, beside optimizer, epoch and arguments.
 _WRAPPERS = ("model", "state_dict", "module")
 # Names of wrapping modules, in front of every key: data parallelism, an objective, torch.compile.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
-
-
-class WeightsError(ValueError):
-    """Weights that can't be used, with the file, what is wrong, and what to do."""
-
-
-class UnsafeFileError(WeightsError):
-    """A file that holds more than tensors, and would have to run code to be read."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +98,7 @@ def _deepspeed_states(folder: Path) -> Path:
             f"own zero_to_fp32.py --safe_serialization and give its result"
         )
     parts = sorted(folder.glob("mp_rank_*_model_states.pt"))
-    if [part.name for part in parts] != [_DEEPSPEED_STATES]:
+    if [part.name for part in parts] != [MODEL_STATES]:
         found = f"{len(parts)} model-parallel parts" if parts else "no weights"
         raise WeightsError(
             f"{folder} holds {found}; it must be a run, a checkpoint, an exported model or a DeepSpeed "
@@ -144,34 +136,25 @@ def _read_safetensors(path: Path) -> TensorFile:
 
 
 def _read_torch(path: Path) -> TensorFile:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        raise _refusal(path, str(error)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise WeightsError(f"{path} can't be read as a torch.save file: {reason}") from error
+    content = load_tensors(path)
+    if path.name == MODEL_STATES:
+        content = with_float32_weights(path, content)
     left: dict[str, str] = {}
     while isinstance(content, Mapping):
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
-        left |= {str(key): "not weights: beside them in the file" for key in content if key != inner}
+        left |= {str(key): "beside the weights in the file" for key in content if key != inner}
         content = content[inner]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, Mapping):
         raise WeightsError(f"{path} does not hold a plain mapping of names to tensors")
+    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise WeightsError(
+            f"{path} does not hold a plain mapping of names to tensors: {', '.join(other[:3])} "
+            f"{'is' if len(other) == 1 else 'are'} none"
+        )
     return TensorFile(path, {str(name): value for name, value in content.items()}, left=left)
-
-
-def _refusal(path: Path, message: str) -> WeightsError:
-    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class ([\w.]+)", message)
-    if found is None and "unsupported operand" not in message.lower():
-        return WeightsError(f"{path} is not a file of tensors that torch.save or safetensors wrote")
-    what = found.group(1) if found else "instructions"
-    return UnsafeFileError(
-        f"{path} is refused: beside tensors it holds {what}, and to read that would run code. Nothing of "
-        f"it was run. Ask whoever made it for a safetensors file, or for the bare state dict"
-    )
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models import vit
 from models.config import ModelConfig
 from models.encoder import AudioVisualEncoder
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.position import sincos_2d
 from models.published import NEVER_USED, PUBLISHED_EPS, published_name
 from models.weights import SourceKind, SourceWeights

@@ -14,7 +14,7 @@ from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.description import Description
 from models.encoder import AudioVisualEncoder
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.initialize import InitReport, initialize
 from models.mae import AudioVisualMAE, pool

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from models.config import PRESETS, Architecture, ModelConfig
-from models.files import WeightsError
+from models.errors import WeightsError
 
 #: What becomes of a tensor on its way: its value in our layout, and how it was made where it was.
 Pulled = tuple[str, Tensor, str | None]

@@ -30,7 +30,8 @@ from models.description import (
     parse_model,
     weights_hash,
 )
-from models.files import TensorFile, WeightsError, locate, read_file, read_json
+from models.errors import WeightsError
+from models.files import TensorFile, locate, read_file, read_json
 from models.frontend import FbankConfig
 from models.published import infer_config
 from models.vit import infer_vit_config

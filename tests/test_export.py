@@ -18,10 +18,10 @@ from models import AudioFrontEnd, AudioVisualClassifier, FbankConfig, ModelConfi
 from models.convert import convert
 from models.convert import main as convert_main
 from models.description import Description, save_described
+from models.errors import WeightsError
 from models.export import export
 from models.export import main as export_main
 from models.export_program import missing_onnx_packages
-from models.files import WeightsError
 from models.published import load_published, to_published
 from models.weights import read_weights
 

@@ -15,7 +15,7 @@ from engine.checkpoint import CheckpointState
 from engine.config import PretrainConfig
 from engine.pretrain import build_objective
 from models import AudioVisualClassifier, AudioVisualEncoder, AudioVisualMAE, FbankConfig, ModelConfig
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.initialize import Outcome, initialize
 from models.position import sincos_2d
 from models.published import load_published

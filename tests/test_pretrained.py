@@ -9,7 +9,7 @@ from support.sources import mae_state, randomize
 
 from models import FbankConfig, PretrainedEncoders, load_pretrained
 from models.description import Description
-from models.files import WeightsError
+from models.errors import WeightsError
 from models.mae import pool
 
 REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"

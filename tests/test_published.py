@@ -9,7 +9,7 @@ from support.small_models import SMALL, small_model
 
 from models import ModelConfig
 from models.classifier import AudioVisualClassifier
-from models.files import UnsafeFileError
+from models.errors import UnsafeFileError
 from models.published import infer_config, load_published, read_tensors, to_published
 
 REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"

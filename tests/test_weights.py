@@ -1,21 +1,25 @@
 """Finding weights, recognising whose they are, and running nothing that is in them."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
 from support.processes import run_ranks
 from support.small_models import SMALL, small_model
-from support.sources import Hostile, mae_state, small_vit
+from support.sources import Calls, Hostile, mae_state, small_vit
 
 from models import ModelConfig
 from models.description import Description, save_described
-from models.files import UnsafeFileError, WeightsError, locate
-from models.initialize import initialize
+from models.errors import UnsafeFileError, WeightsError
+from models.files import locate, read_file
+from models.initialize import Outcome, initialize
+from models.unpickle import load_tensors
 from models.weights import SourceKind, read_weights
 
 REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"
@@ -135,6 +139,43 @@ def test_a_folder_that_timm_reads(tmp_path):
 
 
 @pytest.mark.parametrize("legacy", [False, True])
+def test_files_as_the_authors_of_mae_save_them(tmp_path, legacy):
+    """Weights beside optimizer, arguments, a gradient scaler and a score; nothing of these is made."""
+    arguments = argparse.Namespace(
+        model="mae_vit_base_patch16", lr=1e-3, output_dir=Path("out"), resume=None, betas=(0.9, 0.95)
+    )
+    model = small_vit()
+    optimizer = torch.optim.AdamW(model.parameters()).state_dict()
+    content = {
+        "model": mae_state(), "optimizer": optimizer, "epoch": 799, "scaler": {"scale": 65536.0, "growth": 2},
+        "args": arguments, "loss": np.float64(0.4), "history": np.arange(3.0), "place": np.int64(7),
+    }  # fmt: skip
+    torch.save(content, tmp_path / "mae.pth", _use_new_zipfile_serialization=not legacy)
+    source = read_weights(tmp_path / "mae.pth")
+    assert source.state.keys() == mae_state().keys()
+    assert source.left.keys() == content.keys() - {"model"}
+    report = initialize(small_model(), source)
+    assert "args" in report.names(Outcome.ignored)
+    held = load_tensors(tmp_path / "mae.pth")
+    assert type(held["args"]).__name__ == "_StandIn"  # not even an argparse.Namespace
+    assert not vars(held["args"])
+
+
+def test_inert_names_lend_nothing_to_a_hostile_file(tmp_path):
+    """Their arguments are read by the same rules, and what they are put in front of is never called."""
+    trace = tmp_path / "ran"
+    arguments = argparse.Namespace(payload=Hostile(trace))
+    torch.save({"model": mae_state(), "args": arguments}, tmp_path / "bad.pth")
+    with pytest.raises(UnsafeFileError, match=r"posix\.system"):
+        read_weights(tmp_path / "bad.pth")
+    for kind in (Path, argparse.Namespace):
+        torch.save({"args": Calls(getattr, kind, "touch")}, tmp_path / "bad.pth")
+        with pytest.raises(UnsafeFileError, match="getattr"):
+            read_weights(tmp_path / "bad.pth")
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("legacy", [False, True])
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_hostile_file_is_refused_and_runs_nothing(tmp_path, legacy, wrapped):
     trace = tmp_path / "ran"
@@ -167,7 +208,7 @@ def test_files_of_something_else_are_refused(tmp_path):
     with pytest.raises(WeightsError, match="no kind that is known"):
         read_weights(tmp_path / "other.pth")
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
-    with pytest.raises(WeightsError, match="plain mapping"):
+    with pytest.raises(WeightsError, match="plain mapping of names to tensors: epoch is none"):
         read_weights(tmp_path / "epoch.pth")
 
 
@@ -183,21 +224,69 @@ def test_changed_weights_do_not_pass_for_those_described(tmp_path):
         read_weights(path)
 
 
-def test_zero_folders_of_every_stage_hold_the_same_weights(tmp_path):
-    runs = [{"run": str(tmp_path / f"zero{stage}"), "steps": 1, "zero_stage": stage} for stage in (0, 1, 2)]
-    run_ranks("support.training:fits", 2, runs=runs)
-    for stage in (0, 1, 2):
-        checkpoint = tmp_path / f"zero{stage}" / "checkpoints" / "step_00000001"
-        assert locate(checkpoint / "deepspeed") == checkpoint / "model.safetensors"
-        plain = load_file(checkpoint / "model.safetensors")
-        alone = tmp_path / f"alone{stage}"
-        shutil.copytree(checkpoint / "deepspeed", alone / "tag")
-        (alone / "latest").write_text("tag")
-        for folder in (alone, alone / "tag"):
-            found = read_weights(folder)
-            assert found.path.name == "mp_rank_00_model_states.pt"
-            assert found.state.keys() == plain.keys()
-            assert all(torch.equal(found.state[name], value) for name, value in plain.items())
+@pytest.fixture(scope="module")
+def zero_folders(tmp_path_factory) -> Path:
+    """``ours0`` … ``ours2``: runs of ours by ZeRO stage; ``bf16_0`` … ``bf16_2``: others' in half precision."""
+    folder = tmp_path_factory.mktemp("zero")
+    ours = [{"run": str(folder / f"ours{stage}"), "steps": 1, "zero_stage": stage} for stage in (0, 1, 2)]
+    foreign = [{"folder": str(folder / f"bf16_{stage}"), "stage": stage} for stage in (0, 1, 2)]
+    run_ranks("support.foreign:zero_folders", 2, ours=ours, foreign=foreign)
+    return folder
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_zero_folders_of_every_stage_hold_the_same_weights(tmp_path, zero_folders, stage):
+    checkpoint = zero_folders / f"ours{stage}" / "checkpoints" / "step_00000001"
+    assert locate(checkpoint / "deepspeed") == checkpoint / "model.safetensors"
+    plain = load_file(checkpoint / "model.safetensors")
+    shutil.copytree(checkpoint / "deepspeed", tmp_path / "tag")
+    (tmp_path / "latest").write_text("tag")
+    for folder in (tmp_path, tmp_path / "tag"):
+        found = read_weights(folder)
+        assert found.path.name == "mp_rank_00_model_states.pt"
+        assert found.state.keys() == plain.keys()
+        assert all(torch.equal(found.state[name], value) for name, value in plain.items())
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_half_precision_zero_folders_give_the_float32_weights(zero_folders, stage):
+    found = read_file(locate(zero_folders / f"bf16_{stage}")).tensors
+    expected = load_file(zero_folders / f"bf16_{stage}" / "expected.safetensors")
+    assert found.keys() == expected.keys() | {"1.bias", "grid"}  # not in the optimizer: frozen, and a buffer
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in expected.values())
+
+
+def test_rounded_weights_are_taken_as_such_where_there_are_no_others(zero_folders, tmp_path):
+    stage_0 = read_file(locate(zero_folders / "bf16_0"))
+    states = zero_folders / "bf16_2" / "global_step2" / "mp_rank_00_model_states.pt"
+    shutil.copy(states, tmp_path)
+    for file in (stage_0, read_file(tmp_path / states.name)):
+        assert "bfloat16" in file.precision
+        value = file.tensors["0.weight"]
+        assert torch.equal(value, value.bfloat16().float())
+
+
+def test_float32_partitions_that_do_not_belong_are_an_error(zero_folders, tmp_path):
+    first, second = (zero_folders / f"bf16_{stage}" / "global_step2" for stage in (1, 2))
+    names = sorted(path.name for path in second.glob("*_optim_states.pt"))
+    shutil.copy(second / "mp_rank_00_model_states.pt", tmp_path)
+    shutil.copy(second / names[0], tmp_path)
+    with pytest.raises(WeightsError, match=r"has 1 files .* written by 2 ranks"):
+        read_file(locate(tmp_path))
+    for name in names:
+        shutil.copy(first / name, tmp_path)
+    with pytest.raises(
+        WeightsError, match=r"are not those of mp_rank_00_model_states\.pt: 0\.weight is another"
+    ):
+        read_file(locate(tmp_path))
+    torch.save({"optimizer_state_dict": {"partition_count": 2}}, tmp_path / names[0])
+    with pytest.raises(WeightsError, match=r"can't be merged"):
+        read_file(locate(tmp_path))
+    torch.save({"optimizer_state_dict": Hostile(tmp_path / "ran")}, tmp_path / names[1])
+    with pytest.raises(UnsafeFileError, match=r"optim_states\.pt is refused"):
+        read_file(locate(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_zero_3_and_model_parallel_folders_are_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,3 +56,13 @@ class Hostile:
         import os
 
         return os.system, (f"touch {self.trace}",)
+
+
+class Calls:
+    """Unpickled carelessly, it calls a function."""
+
+    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
