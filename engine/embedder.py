@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ Vectors = dict[str, Tensor]
 """(B, D) float32 vectors by name: ``audio``, ``visual``, ``joint``."""
 
 
-class Embedder(nn.Module):
+class Embedder(nn.Module, ABC):
     """A model, and what it needs of a clip.
 
     ``forward`` takes an `AVBatch` on the model's device and returns `Vectors`. No vector depends on which
@@ -35,9 +36,9 @@ class Embedder(nn.Module):
     image_size: int = 224
     num_samples: int = NUM_SAMPLES
 
+    @abstractmethod
     def forward(self, batch: AVBatch) -> Vectors:
         """The vectors of a batch."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

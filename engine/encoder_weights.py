@@ -6,6 +6,7 @@ checkpoint that does not fit is an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 
 from engine.runlog import logger
@@ -15,26 +16,33 @@ from models.initialize import InitReport, initialize
 from models.weights import SourceWeights, read_weights
 
 
-def load_encoder_weights(path: str, encoder: AudioVisualEncoder, fbank: FbankConfig) -> InitReport:
+def load_encoder_weights(
+    path: str, encoder: AudioVisualEncoder, fbank: FbankConfig, allow: Sequence[str] = ()
+) -> InitReport:
     """Gives ``encoder`` the weights of ``path`` and logs what became of each.
 
     Args:
         path: A run, a checkpoint, or whatever else `models.weights.read_weights` takes.
         encoder: What to fill.
         fbank: This run's spectrograms; where the weights were trained on others, the log says so.
+        allow: See `models.initialize.initialize`.
 
     Raises:
         WeightsError: There are no such weights, or they are no such encoder's; what differs is named.
     """
     source = read_weights(path)
-    report = initialize(encoder, source)
+    report = initialize(encoder, source, allow)
     logger.info("%s", report)
     _compare_spectrograms(source, fbank)
     return report
 
 
 def load_classifier_weights(
-    path: str, model: AudioVisualClassifier, fbank: FbankConfig, classes: list[str]
+    path: str,
+    model: AudioVisualClassifier,
+    fbank: FbankConfig,
+    classes: list[str],
+    allow: Sequence[str] = (),
 ) -> InitReport:
     """The same for a fine-tuned classifier with its head.
 
@@ -43,6 +51,7 @@ def load_classifier_weights(
         model: What to fill.
         fbank: As of `load_encoder_weights`.
         classes: Names of the model's classes.
+        allow: As of `load_encoder_weights`.
 
     Raises:
         WeightsError: As of `load_encoder_weights`; or there is no head, or one of other classes.
@@ -59,7 +68,7 @@ def load_classifier_weights(
         raise WeightsError(
             f"{path} was trained on other classes than the training set has, or in another order"
         )
-    report = initialize(model, source)
+    report = initialize(model, source, allow)
     logger.info("%s", report)
     _compare_spectrograms(source, fbank)
     return report

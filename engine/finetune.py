@@ -112,9 +112,9 @@ def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classifi
         if config.init is None:
             logger.info("no init: the encoders are drawn from the seed")
         elif config.init_head:
-            load_classifier_weights(config.init, model, config.fbank, train.classes)
+            load_classifier_weights(config.init, model, config.fbank, train.classes, config.init_allow)
         else:
-            load_encoder_weights(config.init, model.encoder, config.fbank)
+            load_encoder_weights(config.init, model.encoder, config.fbank, config.init_allow)
     return Classification(model, config.fbank, config.objective)
 
 
@@ -136,12 +136,12 @@ def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run:
         model = AudioVisualClassifier(
             config.model, len(train.classes), pool_separate=config.objective.pool_separate
         )
-        classify = has_head(source)
+        classify, allow = has_head(source), config.init_allow if name == "init" else ()
         if classify:
-            load_classifier_weights(source, model, config.fbank, train.classes)
+            load_classifier_weights(source, model, config.fbank, train.classes, allow)
         else:
             logger.info("%s has no head: only its frozen features are measured", source)
-            load_encoder_weights(source, model.encoder, config.fbank)
+            load_encoder_weights(source, model.encoder, config.fbank, allow)
         objective = Classification(model, config.fbank, config.objective).to(world.device)
         FinalEvaluation(config, train, world, run, 0)(objective, name, classify=classify)
     return True

@@ -55,7 +55,9 @@ class FinetuneConfig:
         data: Labelled training and validation shards, and how they are read.
         output_dir: The run's folder. A run that is there already is resumed.
         seed: Weights, order of clips, mixing, frames and augmentation derive from it.
-        init: A pretraining run or checkpoint whose encoders are kept; null draws them.
+        init: A pretraining run or checkpoint whose encoders are kept, or other weights (`models.weights`); null
+            draws them.
+        init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``register``.
         init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
         eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
         model: The model's size; the pretraining run's.
@@ -73,6 +75,7 @@ class FinetuneConfig:
     output_dir: str = "runs/finetune"
     seed: int = 0
     init: str | None = None
+    init_allow: tuple[str, ...] = ()
     init_head: bool = False
     eval_only: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -8,6 +8,7 @@ by name.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -93,6 +94,14 @@ class InitReport:
         return "\n".join(lines + [f"  note: {note}" for note in self.notes])
 
 
+def _listed(wrong: list[str], most: int = 20) -> list[str]:
+    """All of it, or where that is long a line for what is the same about a block."""
+    if len(wrong) <= most:
+        return wrong
+    counts = Counter(re.sub(r"(blocks(?:_[auv])?\.\d+)\.[\w.]+", r"\1.*", line) for line in wrong)
+    return [line if count == 1 else f"{line} ({count} tensors)" for line, count in counts.items()]
+
+
 def _together(name: str) -> str:
     name = re.sub(r"(.*blocks(?:_[auv])?)\.\d+\..+", r"\1.*", name)
     return re.sub(r"\.(weight|bias)$", "", name)
@@ -135,7 +144,7 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
         if name not in account.used:
             _leave(name, source, own, allow, account)
     if account.wrong:
-        listed = "\n  ".join(account.wrong)
+        listed = "\n  ".join(_listed(account.wrong))
         raise WeightsError(
             f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
             f"allow what may differ by name, such as 'head.*'"

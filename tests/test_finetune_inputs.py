@@ -134,6 +134,15 @@ def test_an_encoder_that_does_not_fit(tmp_path: Path, sizes: dict[str, int], mes
         load_encoder_weights(init, build_model(model).encoder, fbank(model))
 
 
+def test_what_may_differ_is_allowed_by_name(tmp_path: Path, train: LabelledSet, shards: Path):
+    deeper = build_model(small_model_config(modality_depth=2))
+    wanted = replace(config(shards), init=save(deeper, tmp_path / "deeper.safetensors"))
+    with pytest.raises(ValueError, match="allow what may differ by name"):
+        build_classification(wanted, train)
+    kept = build_classification(replace(wanted, init_allow=("encoder.*.blocks.1.*",)), train).model.encoder
+    assert torch.equal(kept.audio.patch_embed.weight, deeper.encoder.audio.patch_embed.weight)
+
+
 def test_other_lengths_and_sizes_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     pretrained = build_model(small_model_config())
     init = save(pretrained, tmp_path / "short.safetensors")

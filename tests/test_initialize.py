@@ -177,6 +177,17 @@ def test_what_is_missing_left_over_or_misshapen_is_named():
     assert "allowed" in {entry.why for entry in report.entries}
 
 
+def test_a_deeper_model_s_blocks_are_named_together():
+    state = mae_state()
+    more = {
+        name.replace("s.0.", f"s.{n}."): v for name, v in state.items() for n in (3, 4) if "blocks.0" in name
+    }
+    with pytest.raises(WeightsError) as caught:
+        initialize(small_model(), source_of(state | more))
+    assert "blocks.4.* in the file has no place in the model (12 tensors)" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 6
+
+
 def test_another_width_or_other_heads_are_one_error():
     with pytest.raises(WeightsError, match="width 32, the model's embed_dim is 64"):
         initialize(small_model(embed_dim=64), source_of(mae_state()))

@@ -6,6 +6,7 @@ a batch and returns named values.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -28,7 +29,7 @@ class LrGroup(NamedTuple):
     scale: float
 
 
-class Objective(nn.Module, Generic[Model]):
+class Objective(nn.Module, ABC, Generic[Model]):
     """A model and its losses.
 
     Attributes:
@@ -37,25 +38,25 @@ class Objective(nn.Module, Generic[Model]):
 
     model: Model
 
+    @abstractmethod
     def forward(self, batch: AVBatch) -> dict[str, Tensor]:
         """The losses of a batch on the model's device.
 
         Returns:
             () float32 values by name, always the same names. ``loss`` carries the gradient; nothing else does.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Names of parameters, within ``model``, without weight decay (beside norms and biases)."""
-        raise NotImplementedError
 
     def lr_groups(self) -> dict[str, LrGroup]:
         """By name within ``model``, the parameters whose rate is not the schedule's."""
         return {}
 
+    @abstractmethod
     def flops_per_sample(self) -> float:
         """FLOPs of a training step, forward and backward, for one sample."""
-        raise NotImplementedError
 
 
 def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
