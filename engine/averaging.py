@@ -15,6 +15,7 @@ import safetensors.torch
 from torch import nn
 
 from engine.checkpoint import find_checkpoints
+from models.files import write_safetensors
 
 _NAME = re.compile(r"^epoch_(\d{4})\.safetensors$")
 
@@ -67,11 +68,7 @@ class WeightAverage:
         if count > 1:
             before = safetensors.torch.load_file(self._path(epoch - 1))
             mean = {name: before[name].lerp(value, 1 / count) for name, value in mean.items()}
-        path = self._path(epoch)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".writing_{path.name}")
-        safetensors.torch.save_file(mean, temporary, metadata={"format": "pt"})
-        temporary.replace(path)
+        write_safetensors(self._path(epoch), mean)
         self._prune()
 
     def newest(self) -> Path | None:

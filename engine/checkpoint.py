@@ -31,6 +31,7 @@ import yaml
 from torch import Tensor, nn
 
 from engine.distributed import World
+from models.files import write_safetensors
 
 _NAME = re.compile(r"^step_(\d{8})$")
 _DEEPSPEED = "deepspeed"
@@ -227,7 +228,7 @@ def make_universal(checkpoint: Checkpoint) -> None:
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the float32 weights of ``model``; parameters and persistent buffers, under their own names."""
     weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
-    safetensors.torch.save_file(weights, path, metadata={"format": "pt"})
+    write_safetensors(path, weights)
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 import yaml
 
@@ -20,8 +19,9 @@ from models.config import ModelConfig, unknown_name
 from models.description import save_described
 from models.encoder import AudioVisualEncoder
 from models.errors import WeightsError
+from models.files import write_safetensors
 from models.pretrained import Model, describe, load_model, named_state
-from models.published import PUBLISHED_EPS, to_published
+from models.published import PUBLISHED_EPS, published_limits, to_published
 from models.weights import read_weights
 
 _SUFFIXES = {"earsight": (".safetensors",), "published": (".safetensors", ".pth")}
@@ -49,11 +49,11 @@ def convert(
     if form == "earsight":
         save_described(target, named_state(model), describe(found, model.config))
         return str(report)
-    return str(report) + save_published(model, target)
+    return "\n  note: ".join((str(report), *save_published(model, target)))
 
 
-def save_published(model: Model, target: Path) -> str:
-    """Writes a model for the published code; returns what differs there, or nothing.
+def save_published(model: Model, target: Path) -> list[str]:
+    """Writes a model in the published names; returns what the published code makes of it that we don't.
 
     Raises:
         WeightsError: It is an encoder alone, which the published code has no model for.
@@ -63,21 +63,22 @@ def save_published(model: Model, target: Path) -> str:
             "the source holds the encoder alone; the published code loads a whole autoencoder or classifier: "
             "give the run or checkpoint"
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
     state = to_published(model)
-    temporary = target.with_name(f".writing_{target.name}")
     if target.suffix == ".safetensors":
-        safetensors.torch.save_file(state, temporary, metadata={"format": "pt"})
+        write_safetensors(target, state)
     else:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".writing_{target.name}")
         torch.save(state, temporary)
-    temporary.replace(target)
+        temporary.replace(target)
+    notes = published_limits(model.config)
     eps = model.config.layer_norm_eps
-    if eps == PUBLISHED_EPS:
-        return ""
-    return (
-        f"\n  note: LayerNorm's epsilon is {eps:g} in this model and {PUBLISHED_EPS:g} in the published code, whose "
-        f"features will differ by about {_epsilon_difference(model.encoder):.1e} of the largest"
-    )
+    if eps != PUBLISHED_EPS:
+        notes.append(
+            f"LayerNorm's epsilon is {eps:g} in this model and {PUBLISHED_EPS:g} in the published code, whose "
+            f"features will differ by about {_epsilon_difference(model.encoder):.1e} of the largest"
+        )
+    return notes
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor
 
 from models.config import MaskConfig, ModelConfig
 from models.errors import WeightsError
+from models.files import write_safetensors
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD, FbankConfig
 
 METADATA_KEY = "earsight"
@@ -115,9 +115,5 @@ def save_described(path: Path, state: Mapping[str, Tensor], description: Descrip
     """Writes float32 weights and their description to one file; returns what it says of itself."""
     weights = {name: value.detach().float().cpu().contiguous() for name, value in state.items()}
     values = {**description.to_json(), "weights_sha256": weights_hash(weights)}
-    temporary = path.with_name(f".writing_{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    metadata = {"format": "pt", METADATA_KEY: json.dumps(values)}
-    safetensors.torch.save_file(weights, temporary, metadata=metadata)
-    temporary.replace(path)
+    write_safetensors(path, weights, {METADATA_KEY: json.dumps(values)})
     return values

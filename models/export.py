@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from models.classifier import AudioVisualClassifier
 from models.convert import add_source_arguments, parse_settings, save_published
 from models.description import Description, save_described
 from models.encoder import AudioVisualEncoder
@@ -54,9 +55,12 @@ def export(
     if found.kind is SourceKind.vit:
         raise WeightsError(f"{found.path} is a picture model, no trained audio-visual encoder")
     model, _ = load_model(found, allow, **known)
-    description = replace(describe(found, model.config), labels=found.labels or training_labels(found))
+    labels = found.labels or training_labels(found)
+    description = replace(describe(found, model.config), labels=labels)
     target.mkdir(parents=True, exist_ok=True)
     result, usage = _FORMS[form](model.eval(), description, target, onnx)
+    if labels is None and (data := found.provenance.get("data")):
+        result += f"\nWithout the names of the training data's classes: {data} is not here, or has none."
     (target / "README.md").write_text(model_card(description, result, usage))
     return result
 
@@ -80,7 +84,7 @@ def _earsight(model: Model, description: Description, folder: Path, onnx: bool) 
     values = save_described(folder / WEIGHTS_NAME, state, description)
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
     megabytes = (folder / WEIGHTS_NAME).stat().st_size / 1e6
-    return f"The encoders, {len(state)} tensors, {megabytes:.0f} MB.", earsight_usage(folder)
+    return f"The encoders, {len(state)} tensors, {megabytes:.0f} MB.", earsight_usage(folder, description)
 
 
 def _timm(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
@@ -100,8 +104,10 @@ def _timm(model: Model, description: Description, folder: Path, onnx: bool) -> t
 
 
 def _published(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
-    note = save_published(model, folder / "cav_mae.pth").strip()
-    return f"The whole model in the published names. {note}".strip(), published_usage(folder)
+    notes = save_published(model, folder / "cav_mae.pth")
+    classes = model.head.out_features if isinstance(model, AudioVisualClassifier) else None
+    result = "\n".join(("The whole model in the published names.", *notes))
+    return result, published_usage(folder, description, classes)
 
 
 def _torch_export(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:

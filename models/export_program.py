@@ -6,6 +6,7 @@ All take any number of clips at a time.
 from __future__ import annotations
 
 import importlib.util
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,14 @@ def export_programs(
             f"ONNX needs {', '.join(missing_onnx_packages())}: pip install them, or give --no-onnx"
         )
     folder.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own exporters warn of what they themselves use
+        return _export_all(encoder, fbank, folder, onnx)
+
+
+def _export_all(
+    encoder: AudioVisualEncoder, fbank: FbankConfig, folder: Path, onnx: bool
+) -> dict[str, float]:
     differences = {"front_end.pt2": _export_front_end(AudioFrontEnd(fbank).eval(), folder / "front_end.pt2")}
     for stream in ("audio", "visual", "joint"):
         model = PooledEncoder(encoder, stream).eval()

@@ -14,13 +14,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
 import torch
 from torch import Tensor, nn
 
 from models.description import Description
 from models.encoder import AudioVisualEncoder
+from models.files import WEIGHTS_NAME, write_safetensors
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD
 
 TIMM_EPS = 1e-6
@@ -104,7 +104,7 @@ def export_timm(encoder: AudioVisualEncoder, description: Description, folder: P
 def _export(encoder: AudioVisualEncoder, description: Description, modality: str, folder: Path) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     state, config = timm_state(encoder, modality), timm_config(description, modality)
-    safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    write_safetensors(folder / WEIGHTS_NAME, state)
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     inputs = torch.randn(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from models.errors import WeightsError
@@ -133,6 +134,28 @@ def _read_safetensors(path: Path) -> TensorFile:
             return TensorFile(path, tensors, file.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path} can't be read as safetensors: {error}") from error
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors to a file that gets its name when it is whole.
+
+    safetensors makes files that only their owner can read; these can be read by whom the umask says.
+
+    Args:
+        path: The file; its folder is made where it is not there.
+        tensors: Contiguous, on the CPU.
+        metadata: Beside the format's own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".writing_{path.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+    temporary.chmod(mode)
+    temporary.replace(path)
 
 
 def _read_torch(path: Path) -> TensorFile:

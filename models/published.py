@@ -23,6 +23,7 @@ from models.files import read_file
 from models.mae import AudioVisualMAE
 
 PUBLISHED_EPS = 1e-5
+_PUBLISHED_DEPTH = 12
 _PREFIX = "module."
 
 # Ours -> published, in order; the first pattern that matches the whole name is taken.
@@ -188,6 +189,27 @@ def _from_published(name: str, value: Tensor, model: torch.nn.Module) -> Tensor:
         shapes = f"shape {tuple(value.shape)}, which does not fit {tuple(own.shape)}"
         raise ValueError(f"{published_name(name)} has {shapes}")
     return value.reshape(own.shape)
+
+
+def published_limits(config: ModelConfig) -> list[str]:
+    """What the published code, whose constructor fixes some sizes, can't do with a model; empty for its own."""
+    arch, limits = config.architecture, []
+    if arch.modality_depth + arch.joint_depth != _PUBLISHED_DEPTH:
+        limits.append(
+            f"the published code builds {_PUBLISHED_DEPTH} blocks, {_PUBLISHED_DEPTH} - modality_specific_depth of "
+            f"them joint, and can't load these {arch.modality_depth} + {arch.joint_depth} as it is"
+        )
+    if arch.joint_depth > 1:
+        limits.append(
+            "in pretraining the published code keeps only the last of several joint blocks for the streams of one "
+            "modality: these will differ there"
+        )
+    if (config.num_mel_bins, config.patch_size) != (128, 16):
+        limits.append(
+            f"the published code has 128 mel bins in patches of 16, and can't load these {config.num_mel_bins} in "
+            f"patches of {config.patch_size} as it is"
+        )
+    return limits
 
 
 def to_published(model: AudioVisualMAE | AudioVisualClassifier) -> dict[str, Tensor]:

@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
+from support.shards import make_picture, make_waveform
 from support.small_models import SMALL, inputs, small_model
 from support.sources import mae_state, randomize
 
@@ -199,11 +202,74 @@ def programs(tmp_path_factory) -> tuple[Any, Path, str]:
     """A model, its programs (with ONNX files where the packages are there) and what was said of them."""
     folder = tmp_path_factory.mktemp("programs")
     model = described(folder / "ours.safetensors")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own exporters warn of what they themselves use
-        onnx = not missing_onnx_packages()
-        result = export(str(folder / "ours.safetensors"), folder / "out", "torch_export", onnx=onnx)
+    onnx = not missing_onnx_packages()
+    result = export(str(folder / "ours.safetensors"), folder / "out", "torch_export", onnx=onnx)
     return model, folder / "out", result
+
+
+def run_card(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Runs the code of an exported folder's model card, beside a sound and a picture; returns its variables."""
+    monkeypatch.chdir(folder.parent)
+    soundfile.write("sound.wav", make_waveform(0, 0.3), 16_000)
+    Image.fromarray(make_picture(0, 0, (48, 40))).save("picture.jpg", quality=100)
+    variables: dict[str, Any] = {}
+    for code in re.findall(r"```python\n(.+?)```", (folder / "README.md").read_text(), re.DOTALL):
+        exec(code, variables)
+    return variables
+
+
+def test_the_cards_of_encoders_and_timm_do_what_they_say(tmp_path, monkeypatch):
+    described(tmp_path / "ours.safetensors")
+    for form in ("earsight", "timm"):
+        export(str(tmp_path / "ours.safetensors"), tmp_path / form, form)
+    ours = run_card(tmp_path / "earsight", monkeypatch)
+    assert ours["vectors"].joint.shape == (1, 32)
+    theirs = run_card(tmp_path / "timm", monkeypatch)
+    fbank = ours["encoders"].audio_front_end(ours["waveform"], torch.tensor([ours["waveform"].shape[1]]))
+    expected = ours["encoders"].encoder(fbank, joint=False).audio.mean(dim=1)  # with the padding
+    torch.testing.assert_close(theirs["vector"], expected, rtol=0, atol=1e-4)  # another log-mel in float32
+    picture = theirs["visual"](theirs["transform"](Image.open(tmp_path / "picture.jpg").convert("RGB"))[None])
+    distance = (picture - ours["vectors"].visual).abs().max() / ours["vectors"].visual.abs().max()
+    assert distance < 0.05  # two decoders and resizers of pictures
+
+
+def test_the_card_of_programs_does_what_it_says(programs, monkeypatch):
+    if missing_onnx_packages():
+        pytest.skip(f"not installed: {missing_onnx_packages()}")
+    model, folder, _ = programs
+    found = run_card(folder, monkeypatch)
+    with torch.no_grad():
+        expected = model.encoder(found["fbank"], joint=False).audio.mean(dim=1)
+    torch.testing.assert_close(torch.from_numpy(found["vectors"]), expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mae", "classifier"])
+def test_a_published_card_names_the_model_to_build(tmp_path, kind):
+    described(tmp_path / "ours.safetensors", kind, modality_depth=11)
+    export(str(tmp_path / "ours.safetensors"), tmp_path / "out", "published")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert ("from models import CAVMAEFT" in card) == (kind == "classifier")
+    assert ("label_dim=5" in card) == (kind == "classifier")
+    assert ("decoder_depth=1" in card) == (kind == "mae")
+    assert "modality_specific_depth=11, num_heads=2" in card
+    assert "128 mel bins in patches of 16" in card  # and this model has 32
+    assert "builds 12 blocks" not in card
+    described(tmp_path / "short.safetensors", kind)
+    result = export(str(tmp_path / "short.safetensors"), tmp_path / "short", "published")
+    assert "can't load these 2 + 1 as it is" in result
+
+
+def test_what_is_written_can_be_read_by_others(tmp_path):
+    mask = os.umask(0o022)
+    try:
+        described(tmp_path / "ours.safetensors")
+        for form in ("earsight", "timm", "published"):
+            export(str(tmp_path / "ours.safetensors"), tmp_path / form, form)
+    finally:
+        os.umask(mask)
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) == 11
+    assert {path.stat().st_mode & 0o777 for path in written} == {0o644}
 
 
 def streams_of(model: Any, batch: int) -> list[tuple[str, tuple[torch.Tensor, ...], torch.Tensor]]:
@@ -257,3 +323,5 @@ def test_labels_come_from_the_training_shards(tmp_path):
     (checkpoint / "config.yaml").write_text(f"data:\n  train: {shards}\nmodel:\n  name: cav_mae_tiny{text}\n")
     export(str(tmp_path / "run"), tmp_path / "out", "earsight")
     assert load_pretrained(tmp_path / "out").description.labels == ("dog", "cat")
+    (shards / "index.json").unlink()
+    assert f"{shards} is not here" in export(str(tmp_path / "run"), tmp_path / "without", "earsight")
