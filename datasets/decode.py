@@ -43,7 +43,9 @@ def decode_audio(data: bytes | bytearray | memoryview) -> Tensor:
     try:
         samples, rate, expected = _read_flac(data) if data[:4] == b"fLaC" else _read_sound(data)
     except (miniaudio.DecodeError, soundfile.SoundFileError, RuntimeError) as error:
-        raise DecodeError(f"sound can't be decoded: {error}") from error
+        # What libsndfile says, without the name of the object in memory that it read from.
+        reason = getattr(error, "error_string", error)
+        raise DecodeError(f"sound can't be decoded: {reason}") from error
     if len(samples) < max(expected, 1):
         raise DecodeError(f"sound ends after {len(samples)} of {expected} samples")
     if samples.dtype == np.int16 and samples.shape[1] == 1 and rate == SAMPLE_RATE:

@@ -242,6 +242,20 @@ def _write_rejects(target: Path, rejects: list[tuple[str, str]]) -> None:
             csv.writer(file).writerows([("id", "reason"), *rejects])
 
 
+def check_device(name: str) -> None:
+    """Raises ``ValueError`` unless torch can compute on the device."""
+    try:
+        torch.empty(0, device=name)
+    except (AssertionError, RuntimeError) as error:  # torch raises the former where it has no CUDA at all
+        raise ValueError(f"--device {name} can't be used here: {str(error).splitlines()[0]}") from error
+
+
+def _positive(word: str) -> int:
+    if not word.isdigit() or not int(word):
+        raise argparse.ArgumentTypeError(f"{word} is not a number of at least 1")
+    return int(word)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Embeds what the command line names."""
     check_datasets()
@@ -257,8 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", choices=list(SUFFIXES), help="which files, where a folder holds several kinds"
     )
-    parser.add_argument("--batch_size", type=int, default=64)
-    parser.add_argument("--part_size", type=int, default=4096, help="clips between two savings")
+    parser.add_argument("--batch_size", type=_positive, default=64)
+    parser.add_argument("--part_size", type=_positive, default=4096, help="clips between two savings")
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
@@ -266,6 +280,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     setup_console(is_main=True)
     try:
+        check_target(options.target)
+        check_device(options.device)
         embedder = load_embedder(options.model, options.frames, **parse_settings(options.settings))
         source = open_source(options.source, embedder, options.only)
         done, rejected = embed(

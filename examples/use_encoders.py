@@ -40,7 +40,7 @@ parser.add_argument("page", type=Path, help="the HTML page to write")
 parser.add_argument(
     "--pictures", type=Path, nargs="*", default=[], help="pictures to ask with; without any, frames"
 )
-parser.add_argument("--clips", type=int, default=100, help="how many of the videos to listen to")
+parser.add_argument("--clips", type=int, default=100, help="how many of the videos to listen to, at most")
 parser.add_argument("--questions", type=int, default=6, help="how many frames to ask with")
 parser.add_argument("--answers", type=int, default=4, help="how many sounds to show")
 
@@ -56,9 +56,10 @@ class Question:
 
 
 def read_clips(encoders: PretrainedEncoders, folder: Path, count: int) -> list[Clip]:
-    """The first ``count`` videos that can be read."""
+    """At most ``count`` videos, evenly spaced over the folder; those that can't be read are left out."""
     files = MediaFiles(folder, EarsightEmbedder(encoders), only="video")
-    items = (files[Ticket(row, 0)] for row in range(min(count, len(files))))
+    count = min(count, len(files))
+    items = (files[Ticket(i * len(files) // count, 0)] for i in range(count))
     return [item for item in items if isinstance(item, Clip)]
 
 
@@ -157,12 +158,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         encoders = load_pretrained(options.model)
         clips = read_clips(encoders, options.videos, options.clips)
-    except ValueError as error:
+        size = encoders.config.image_size
+        questions = [Question(str(path), read_picture(path, size)) for path in options.pictures]
+    except (OSError, ValueError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     if not clips:
         parser.exit(1, f"{parser.prog}: error: no video below {options.videos} could be read\n")
-    size = encoders.config.image_size
-    questions = [Question(str(path), read_picture(path, size)) for path in options.pictures]
     if not questions:
         chosen = range(0, len(clips), max(1, len(clips) // options.questions))
         frames = [(row, clips[row].id, clips[row].frames) for row in chosen][: options.questions]

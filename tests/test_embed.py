@@ -141,11 +141,13 @@ def test_sounds_alone_and_pictures_alone(tmp_path, embedder):
     for number in range(3):
         soundfile.write(tmp_path / f"{number}.wav", make_waveform(number, 0.3 + 0.4 * number), 16_000)
         Image.fromarray(make_picture(number, 0, (48, 40))).save(tmp_path / f"{number}.png")
-    with pytest.raises(ValueError, match="3 sound, 3 picture"):
+    (tmp_path / "broken.wav").write_bytes(b"no sound")
+    with pytest.raises(ValueError, match="4 sound, 3 picture"):
         open_source(str(tmp_path), embedder)
     embed(embedder, open_source(str(tmp_path), embedder, "sound"), tmp_path / "s.npz")
     sounds = read_embeddings(tmp_path / "s.npz")
     assert sounds.ids == ["0.wav", "1.wav", "2.wav"]
+    assert "can't be decoded: Format not recognised" in (tmp_path / "s.npz.rejects.csv").read_text()
     assert list(sounds.streams) == ["audio"]
     wave = torch.from_numpy(make_waveform(0, 0.3))[None]
     embed(embedder, open_source(str(tmp_path), embedder, "picture"), tmp_path / "p.npz")
@@ -206,13 +208,27 @@ def test_the_command_and_the_measurement(tmp_path, model, shards, capsys):
     [
         ("nowhere", "a.npz", "no such folder"),
         (".", "a.npz", "holds no video"),
-        (".", "a.csv", "holds no video"),
+        (".", "a.csv", "must end in .parquet or .npz"),
     ],
 )
 def test_mistakes_on_the_command_line_are_errors(tmp_path, model, capsys, source, target, message):
     with pytest.raises(SystemExit) as caught:
         main([str(model), str(tmp_path / source), str(tmp_path / target), "--device", "cpu"])
     assert caught.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--device", "cuda:99", "--device cuda:99 can't be used here"),
+        ("--batch_size", "0", "0 is not a number of at least 1"),
+        ("--part_size", "-3", "-3 is not a number of at least 1"),
+    ],
+)
+def test_settings_that_can_t_be_meant(tmp_path, model, shards, capsys, option, value, message):
+    with pytest.raises(SystemExit):
+        main([str(model), str(shards), str(tmp_path / "out.npz"), option, value])
     assert message in capsys.readouterr().err
 
 
@@ -238,3 +254,9 @@ def test_the_example_s_page(tmp_path, model):
         [str(model), str(tmp_path / "videos"), str(page), "--pictures", str(tmp_path / "asked <b>.png")]
     )
     assert "asked &lt;b&gt;.png" in page.read_text()
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as caught:
+        example_main(
+            [str(model), str(tmp_path / "videos"), str(page), "--pictures", str(tmp_path / "broken.png")]
+        )
+    assert caught.value.code == 1
