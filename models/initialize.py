@@ -168,7 +168,9 @@ def _fill(
     if pulled is None:
         why = _why_anew(name, source) or ("allowed" if _allowed(name, allow) else None)
         if why is None:
-            account.wrong.append(f"{name} is missing in the file")
+            there = published_name(name) if source.kind is SourceKind.cav_mae else ""
+            shown = f"{there} ({name})" if there else name
+            account.wrong.append(f"{shown} is missing in the file")
         else:
             account.entries.append(Entry(Outcome.anew, name, why=why))
         return

@@ -1,17 +1,14 @@
-"""Weights in the names of the published CAV-MAE (arXiv 2210.07839) and in ours, both ways and strictly.
+"""The names, sizes and layout of the published CAV-MAE (arXiv 2210.07839) in ours, and ours in these.
 
-Every key of a file is accounted for: used, or listed as one that the published model never uses (each of its
-blocks carries the joint block's extra norms). Published files hold fp32 tensors under ``module.``; reading
-one never executes code from it.
+Published files hold fp32 tensors under ``module.``. Each of their blocks carries the joint block's extra norms,
+which the published model never uses outside it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from os import PathLike
-from pathlib import Path
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -19,7 +16,6 @@ from torch import Tensor
 
 from models.classifier import AudioVisualClassifier
 from models.config import PRESETS, Architecture, ModelConfig
-from models.files import read_file
 from models.mae import AudioVisualMAE
 
 PUBLISHED_EPS = 1e-5
@@ -53,23 +49,6 @@ _LETTERS = {"audio": "a", "visual": "v"}
 NEVER_USED = re.compile(r"(blocks_a|blocks_v|decoder_blocks)\.\d+\.norm[12]_[av]\.(weight|bias)")
 
 
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of a published file.
-
-    Attributes:
-        config: The model it holds.
-        num_classes: Classes of its head; None for a pretraining file.
-        used: Published names whose values are now in the model.
-        unused: Published names that the published model never uses either.
-    """
-
-    config: ModelConfig
-    num_classes: int | None
-    used: tuple[str, ...]
-    unused: tuple[str, ...]
-
-
 def published_name(name: str) -> str:
     """The published name (without ``module.``) of one of our state's."""
     for pattern, published in _NAMES:
@@ -77,20 +56,6 @@ def published_name(name: str) -> str:
         if match:
             return published.format(*(_LETTERS.get(group, group) for group in match.groups()))
     raise AssertionError(f"no published name for {name}")
-
-
-def read_tensors(path: str | PathLike[str]) -> dict[str, Tensor]:
-    """A file of named tensors: safetensors, or ``torch.save`` read without executing anything in it.
-
-    Raises:
-        UnsafeFileError: The file holds more than tensors; nothing of it was run.
-        WeightsError: The file is damaged, or holds something else than named tensors.
-    """
-    return read_file(Path(path)).tensors
-
-
-def _strip_prefix(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(_PREFIX): value for name, value in state.items()}
 
 
 def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
@@ -101,13 +66,12 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     masked.
 
     Args:
-        state: Published names, with or without ``module.``, and their tensors.
+        state: Published names, without ``module.``, and their tensors.
         known: Fields of `ModelConfig` that override what is inferred.
 
     Raises:
         ValueError: A tensor that is needed is missing, or its shape makes no such model.
     """
-    state = _strip_prefix(state)
     base = PRESETS["cav_mae_base"]
 
     def shape(name: str) -> torch.Size:
@@ -151,44 +115,6 @@ def _heads(width: int, head_width: int, name: str, known: Mapping[str, Any]) -> 
     if width % head_width:
         raise ValueError(f"{name} cannot be told from a width of {width}; give {name}=...")
     return width // head_width
-
-
-def load_published(
-    source: str | PathLike[str] | Mapping[str, Tensor], **known: Any
-) -> tuple[AudioVisualMAE | AudioVisualClassifier, LoadReport]:
-    """The model in a published file: an `AudioVisualMAE`, or a classifier from a fine-tuned one.
-
-    Args:
-        source: A file (.safetensors or ``torch.save``), or its named tensors.
-        known: Fields of `ModelConfig` that the shapes don't tell (see `infer_config`).
-
-    Raises:
-        ValueError: Keys are missing or left over, or shapes do not fit; each is named.
-    """
-    state = _strip_prefix(source if isinstance(source, Mapping) else read_tensors(source))
-    config = infer_config(state, **known)
-    num_classes = len(state["mlp_head.1.bias"]) if "mlp_head.1.bias" in state else None
-    model = AudioVisualMAE(config) if num_classes is None else AudioVisualClassifier(config, num_classes)
-    names = {name: published_name(name) for name in model.state_dict()}
-    missing = sorted(set(names.values()) - set(state))
-    left = sorted(set(state) - set(names.values()))
-    foreign = [name for name in left if not NEVER_USED.fullmatch(name)]
-    if missing or foreign:
-        raise ValueError(
-            f"not the published model's names: missing {missing or 'none'}, unknown {foreign or 'none'}"
-        )
-    model.load_state_dict({name: _from_published(name, state[names[name]], model) for name in names})
-    return model, LoadReport(config, num_classes, tuple(sorted(names.values())), tuple(left))
-
-
-def _from_published(name: str, value: Tensor, model: torch.nn.Module) -> Tensor:
-    own = model.state_dict()[name]
-    if name.endswith("patch_embed.weight"):
-        value = value.permute(0, 2, 3, 1)
-    if value.numel() != own.numel():
-        shapes = f"shape {tuple(value.shape)}, which does not fit {tuple(own.shape)}"
-        raise ValueError(f"{published_name(name)} has {shapes}")
-    return value.reshape(own.shape)
 
 
 def published_limits(config: ModelConfig) -> list[str]:

@@ -14,11 +14,10 @@ from datasets.loader import DataConfig
 from engine.checkpoint import CheckpointState
 from engine.config import PretrainConfig
 from engine.pretrain import build_objective
-from models import AudioVisualClassifier, AudioVisualEncoder, AudioVisualMAE, FbankConfig, ModelConfig
+from models import AudioVisualClassifier, AudioVisualEncoder, FbankConfig, ModelConfig
 from models.errors import WeightsError
 from models.initialize import Outcome, initialize
 from models.position import sincos_2d
-from models.published import load_published
 from models.weights import SourceKind, SourceWeights, read_weights
 
 REFERENCE = Path(__file__).parent / "reference" / "cav_mae_norm_pix.safetensors"
@@ -116,19 +115,6 @@ def test_a_vit_without_class_token_is_the_visual_stream(options):
     with torch.no_grad():
         ours = model.encoder(frames=frames, joint=False).visual
         torch.testing.assert_close(ours, vit.forward_features(frames), rtol=1e-4, atol=1e-5)  # type: ignore[operator]
-
-
-@pytest.mark.parametrize("kind", ["pretrain", "finetune"])
-def test_published_weights_make_the_same_function_as_strict_loading(kind):
-    prefix = f"{kind}.module."
-    state = {k.removeprefix(prefix): v for k, v in load_file(REFERENCE).items() if k.startswith(prefix)}
-    expected, _ = load_published(state, num_heads=2, decoder_num_heads=4)
-    config = published_config()
-    model = AudioVisualMAE(config) if kind == "pretrain" else AudioVisualClassifier(config, 7)
-    report = initialize(model, published(kind))
-    assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
-    assert not report.names(Outcome.anew)
-    assert all("norm" in name for name in report.names(Outcome.ignored))
 
 
 def test_an_encoder_takes_the_encoder_of_a_fine_tuned_file():

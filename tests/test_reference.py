@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.published import load_published
 from support.small_models import contrastive_loss, mae_loss
 from torch import Tensor
 
 from models import AudioVisualMAE, MAEOutput, MaskConfig, info_nce
 from models.classifier import AudioVisualClassifier
-from models.published import load_published, published_name
+from models.published import published_name
 
 
 class Reference(NamedTuple):
@@ -48,14 +49,14 @@ def ref() -> Reference:
         "norm_pix_loss": config["norm_pix_loss"],
         "mask": MaskConfig(config["mask_ratio"], config["mask_ratio"]),
     }
-    model, report = load_published(
+    model, _ = load_published(
         part(tensors, "pretrain"), decoder_num_heads=config["decoder_num_heads"], **known
     )
     classifier, _ = load_published(part(tensors, "finetune"), **known)
     assert isinstance(model, AudioVisualMAE)
     assert isinstance(classifier, AudioVisualClassifier)
     sizes = (config["img_size"], config["audio_length"], config["patch_size"])
-    assert (report.config.image_size, report.config.audio_length, report.config.patch_size) == sizes
+    assert (model.config.image_size, model.config.audio_length, model.config.patch_size) == sizes
     out = model(*(tensors[f"input.{name}"] for name in ("fbank", "frame", "noise_a", "noise_v")))
     return Reference(model, classifier, out, tensors, facts)
 
