@@ -111,7 +111,7 @@ def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
     if fast:
         report.samples, report.seconds = index.samples, index.duration_seconds
         return report
-    with WorkerPool(ShardChecker(folder), num_workers, preload=["datasets.check"]) as pool:
+    with WorkerPool(ShardChecker(folder), num_workers, preload=["datasets.decode"]) as pool:
         reports = pool.map(index.shards)
         bar = tqdm(reports, total=len(index.shards), unit=" shards", desc=str(folder), disable=None)
         for shard, result in bar:

@@ -1,4 +1,4 @@
-"""One video file to the samples that go into a shard; what a worker of ``datasets.prepare`` does."""
+"""One clip of a video file to the sample that goes into a shard; what a worker of ``datasets.prepare`` does."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-import av
 import numpy as np
 import soundfile
-from av.error import FFmpegError
 from PIL import Image
 
 from datasets.fbank import Moments, measure_fbank
@@ -22,10 +20,6 @@ from datasets.sources import FILE_MISSING, Task, printable
 SILENT = "silent"
 TOO_SHORT = "too_short"
 TRUNCATED = "truncated"
-
-CUT_TOLERANCE = 1.0
-"""Seconds by which a file may be longer than its segment and still be the segment itself: cutting without
-decoding ends at packet borders (VGGSound's files have up to 10.1 s)."""
 
 FLAC_LEVEL = 0.0
 """libsndfile's fastest. Measured on two real clips: decodes 12 % faster than its best and is 2-6 % larger."""
@@ -73,8 +67,8 @@ class Work(NamedTuple):
     """A task for a worker.
 
     Attributes:
-        task: The file.
-        measure: Whether its first clip's sound counts for the set's log-mel statistics.
+        task: The clip.
+        measure: Whether its sound counts for the set's log-mel statistics.
     """
 
     task: Task
@@ -85,11 +79,11 @@ class Encoded(NamedTuple):
     """What a worker makes of a task.
 
     Attributes:
-        outcomes: The file's samples, or in place of each the reason why there is none.
+        outcome: The sample, or the reason why there is none.
         moments: Log-mel statistics, of nothing unless they were asked for.
     """
 
-    outcomes: list[Sample | Reject]
+    outcome: Sample | Reject
     moments: Moments
 
 
@@ -108,51 +102,46 @@ class Encoder:
     labels: tuple[str, ...] = ()
 
     def __call__(self, work: Work) -> Encoded:
-        """The samples of a file, or in place of each the reason why there is none."""
-        task, moments = work.task, Moments()
-        path = os.path.join(self.root, task.source)
-        if not os.path.isfile(path):
-            return Encoded([Reject(printable(task.source), FILE_MISSING, "no such file")], moments)
-        outcomes = []
-        for i, piece in enumerate(_pieces(path, task, self.settings.clip_seconds)):
-            measured = moments if work.measure and i == 0 else None
-            outcomes.append(self._encode(path, task, *piece, measured))
-        return Encoded(outcomes, moments)
-
-    def _encode(
-        self,
-        path: str,
-        task: Task,
-        start: float | None,
-        end: float | None,
-        several: bool,
-        moments: Moments | None,
-    ) -> Sample | Reject:
+        """The clip's sample, or the reason why there is none."""
+        task = work.task
+        start, end = task.start, task.end
+        if task.cut and end is not None:
+            start, end = 0.0, end - (start or 0.0)
         try:
-            clip = read_media(path, start, end, self.settings.media)
-            self._examine(clip)
+            clip = self._read(os.path.join(self.root, task.source), start, end)
         except MediaError as error:
             where = f" (at {start:g} s)" if start else ""
-            return Reject(printable(task.source), error.reason, printable(error.detail) + where)
-        if moments is not None:
-            moments.add(measure_fbank(clip.waveform, clip.sample_rate))
+            reject = Reject(printable(task.source), error.reason, printable(error.detail) + where)
+            return Encoded(reject, Moments())
+        moments = measure_fbank(clip.waveform, clip.sample_rate) if work.measure else Moments()
+        return Encoded(self._sample(task, clip), moments)
+
+    def _read(self, path: str, start: float | None, end: float | None) -> MediaClip:
+        """The clip.
+
+        Raises:
+            MediaError: There is none, or none of use.
+        """
+        if not os.path.isfile(path):
+            raise MediaError(FILE_MISSING, "no such file")
+        clip = read_media(path, start, end, self.settings.media)
+        self._examine(clip)
+        return clip
+
+    def _sample(self, task: Task, clip: MediaClip) -> Sample:
+        settings = self.settings
         metadata = {
-            "id": f"{task.id}_{clip.start:.3f}" if several else task.id,
+            "id": task.id,
             "labels": [self.labels[i] for i in task.labels],
-            # In the video, also where the file is a segment already cut out of it.
-            "start": clip.start or task.start or 0.0,
+            "start": task.start
+            or 0.0,  # in the video, also where the file is a segment already cut out of it
             "duration": round(clip.duration, 6),
             "frame_times": clip.frame_times,
             "source": printable(task.source),
         }
-        sound = (
-            self.settings.audio_format,
-            encode_audio(clip.waveform, clip.sample_rate, self.settings.audio_format),
-        )
-        frames = [
-            (f"{i:02d}.jpg", encode_jpeg(f, self.settings.jpeg_quality)) for i, f in enumerate(clip.frames)
-        ]
-        return Sample(make_key(task.id, clip.start if several else None), metadata, [sound, *frames])
+        sound = encode_audio(clip.waveform, clip.sample_rate, settings.audio_format)
+        frames = [(f"{i:02d}.jpg", encode_jpeg(f, settings.jpeg_quality)) for i, f in enumerate(clip.frames)]
+        return Sample(make_key(task.id), metadata, [(settings.audio_format, sound), *frames])
 
     def _examine(self, clip: MediaClip) -> None:
         """Raises a MediaError for a clip that was read but is of no use."""
@@ -182,31 +171,3 @@ def encode_jpeg(frame: np.ndarray, quality: int) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(frame).save(buffer, "JPEG", quality=quality, subsampling="4:2:0")
     return buffer.getvalue()
-
-
-def _pieces(
-    path: str, task: Task, clip_seconds: float | None
-) -> list[tuple[float | None, float | None, bool]]:
-    """(start, end, whether one of several) of the clips to read from a file."""
-    if task.start is not None or task.end is not None:
-        start, end = task.start or 0.0, task.end
-        cut = task.cut
-        if cut is None and end is not None:
-            duration = _duration(path)
-            cut = duration is not None and duration <= end - start + CUT_TOLERANCE
-        if cut and end is not None:
-            return [(0.0, end - start, False)]
-        return [(start, end, False)]
-    if clip_seconds is None:
-        return [(None, None, False)]
-    count = max(1, round((_duration(path) or 0.0) / clip_seconds))
-    return [(i * clip_seconds, (i + 1) * clip_seconds, count > 1) for i in range(count)]
-
-
-def _duration(path: str) -> float | None:
-    """Seconds that the file's header promises; None where it says nothing or can't be read."""
-    try:
-        with av.open(path, metadata_errors="replace") as container:
-            return None if container.duration is None else container.duration / av.time_base
-    except FFmpegError:
-        return None

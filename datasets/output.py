@@ -11,10 +11,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets.fbank import Moments
+from datasets.encode import Encoded
 from datasets.index import INDEX_NAME, Reject, ShardIndex
 from datasets.journal import Progress, SplitJournal
-from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, write_atomically
+from datasets.shards import SHARD_PATTERN, ShardWriter, write_atomically
 from datasets.sources import Task
 
 REJECTS_NAME = "rejects.csv"
@@ -39,22 +39,21 @@ class OpenShard:
         """Bytes so far."""
         return self._writer.size if self._writer else 0
 
-    def add(self, task: Task, outcomes: Sequence[Sample | Reject], moments: Moments) -> int:
-        """Takes the results of a task; returns how many are rejects."""
-        progress = self._progress
-        progress.fbank.add(moments)
+    def add(self, task: Task, encoded: Encoded) -> bool:
+        """Takes the result of a task; returns whether it is a reject."""
+        progress, sample = self._progress, encoded.outcome
         progress.next_task += 1
-        rejects = [outcome for outcome in outcomes if isinstance(outcome, Reject)]
-        self._rejects += rejects
-        for sample in outcomes:
-            if isinstance(sample, Sample):
-                if self._writer is None:
-                    self._writer = ShardWriter(self._folder / SHARD_PATTERN.format(len(progress.shards)))
-                self._writer.write(sample)
-                progress.duration_seconds += sample.metadata["duration"]
-                for i in task.labels:
-                    progress.label_counts[i] += 1
-        return len(rejects)
+        if isinstance(sample, Reject):
+            self._rejects.append(sample)
+            return True
+        if self._writer is None:
+            self._writer = ShardWriter(self._folder / SHARD_PATTERN.format(len(progress.shards)))
+        self._writer.write(sample)
+        progress.fbank.add(encoded.moments)
+        progress.duration_seconds += sample.metadata["duration"]
+        for i in task.labels:
+            progress.label_counts[i] += 1
+        return False
 
     def finish(self) -> str:
         """Gives the shard its name and records everything up to here; returns a line that says so."""
@@ -79,7 +78,7 @@ class ProgressBar:
     """A bar on a terminal, a line for each shard elsewhere.
 
     Args:
-        total: Number of inputs.
+        total: Number of clips.
         done: How many are done already.
         rejected: Rejects so far.
         folder: Where the shards go.
@@ -92,8 +91,8 @@ class ProgressBar:
         )
         self._total, self._done, self._first, self._started = total, done, done, time.monotonic()
 
-    def advance(self, rejected: int) -> None:
-        """Counts one input, and the rejects it gave."""
+    def advance(self, rejected: bool) -> None:
+        """Counts one clip."""
         self._done += 1
         self._rejected += rejected
         self._bar.set_postfix(rejects=self._rejected, refresh=False)
@@ -105,7 +104,7 @@ class ProgressBar:
             rate = (self._done - self._first) / max(time.monotonic() - self._started, 1e-9)
             left = (self._total - self._done) / rate / 60 if rate else 0.0
             print(
-                f"{line}; {self._done} of {self._total} inputs, {self._rejected} rejects, "
+                f"{line}; {self._done} of {self._total} done, {self._rejected} rejects, "
                 f"{rate:.1f} clips/s, {left:.0f} min left",
                 flush=True,
             )

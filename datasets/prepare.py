@@ -17,11 +17,14 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from jsonargparse import ArgumentParser
+from tqdm import tqdm
 
 from datasets.encode import Encoded, Encoder, EncodeSettings, Work
 from datasets.fbank import Moments, spread_rows
@@ -37,11 +40,13 @@ from datasets.output import (
     summary,
     write_rejects,
 )
+from datasets.pieces import FileLength, cut_into_clips
 from datasets.pool import Failure, WorkerPool
 from datasets.shards import TEMPORARY_SUFFIX, ShardError
 from datasets.sources import (
     Files,
     Plan,
+    Task,
     list_videos,
     plan_folders,
     plan_labelled,
@@ -49,6 +54,9 @@ from datasets.sources import (
     printable,
 )
 from datasets.sources import shuffled as shuffled_tasks
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 _WORKERS_NEED = ("datasets.encode", "torchaudio.compliance.kaldi")
 _NO_INFLUENCE = ("out", "split", "num_workers", "timeout_seconds")
@@ -74,10 +82,10 @@ class PrepareConfig(EncodeSettings):
         shuffle: Shuffle the order of the clips.
         seed: Of the shuffle.
         shard_megabytes: Size at which a shard is finished.
-        fbank_clips: Files, evenly spread, on whose first clip mean and standard deviation of the log-mel values
-            are measured.
+        fbank_clips: Clips, evenly spread, on which mean and standard deviation of the log-mel values are
+            measured.
         num_workers: Processes that decode; null for one per core.
-        timeout_seconds: A file that takes longer is rejected (timed_out).
+        timeout_seconds: A clip that takes longer is rejected (timed_out).
     """
 
     source: str
@@ -167,6 +175,7 @@ def _begin(config: PrepareConfig, out: Path, settings: dict[str, object]) -> Job
         folder = out / split if split else out
         folder.mkdir(parents=True, exist_ok=True)
         _check_free(folder)
+        plan = cut_into_clips(plan, config.clip_seconds, partial(_lengths, config))
         order = shuffled_tasks(plan.tasks, config.seed) if config.shuffle else plan.tasks
         rejects = plan.rejects if split else plan.rejects + unmatched
         SplitJournal(out, split).create(Plan(order, rejects))
@@ -177,9 +186,26 @@ def _begin(config: PrepareConfig, out: Path, settings: dict[str, object]) -> Job
     return job
 
 
+def _lengths(config: PrepareConfig, tasks: Iterable[Task]) -> Iterator[float | None]:
+    """How long the tasks' files are, in seconds; None where that can't be told."""
+    with _pool(config, FileLength(str(_root(config)))) as pool:
+        for _, length in tqdm(pool.map(tasks), "reading lengths", unit=" files", disable=None):
+            yield None if isinstance(length, Failure) else length
+
+
+def _pool(config: PrepareConfig, function: Callable[[T], R]) -> WorkerPool[T, R]:
+    num_workers = config.num_workers or len(os.sched_getaffinity(0))
+    return WorkerPool(function, num_workers, config.timeout_seconds, _WORKERS_NEED)
+
+
+def _root(config: PrepareConfig) -> Path:
+    """Folder that the paths of videos are relative to."""
+    source = Path(config.source)
+    return source if source.is_dir() else source.parent
+
+
 def _plan(config: PrepareConfig) -> tuple[dict[str | None, Plan], list[Reject], Vocabulary]:
     source = Path(config.source)
-    root = source if source.is_dir() else source.parent
     names = _names(source)
     labels = config.labels if names is not None else config.source
     if labels is not None:
@@ -190,7 +216,7 @@ def _plan(config: PrepareConfig) -> tuple[dict[str | None, Plan], list[Reject], 
                 "Give the folder of videos as SOURCE and the label file as --labels"
             )
         vocabulary = vocabulary_of(label_file, config.classes)
-        plans, unmatched = plan_labelled(names, label_file, vocabulary, root, config.files)
+        plans, unmatched = plan_labelled(names, label_file, vocabulary, _root(config), config.files)
         return plans, unmatched, vocabulary
     assert names is not None
     if config.folders_as_classes:
@@ -261,25 +287,21 @@ def _write_shards(
     config: PrepareConfig, job: Job, folder: Path, journal: SplitJournal, progress: Progress
 ) -> None:
     """Decodes the clips that are left and writes them; ``progress`` is complete afterwards."""
-    source = Path(config.source)
-    root = source if source.is_dir() else source.parent
-    encoder = Encoder(str(root), config, tuple(label.name for label in job.labels))
-    num_workers = config.num_workers or len(os.sched_getaffinity(0))
+    encoder = Encoder(str(_root(config)), config, tuple(label.name for label in job.labels))
     num_tasks = journal.num_tasks()
     measured = set(spread_rows(num_tasks, config.fbank_clips))
     tasks = enumerate(journal.tasks(progress.next_task), start=progress.next_task)
     work = (Work(task, number in measured) for number, task in tasks)
     shard = OpenShard(folder, journal, progress)
     bar = ProgressBar(num_tasks, progress.next_task, len(journal.rejects()), folder)
-    with WorkerPool(encoder, num_workers, config.timeout_seconds, _WORKERS_NEED) as pool, bar:
-        import webdataset.writer  # noqa: F401 (takes seconds; meanwhile the workers start)
+    with _pool(config, encoder) as pool, bar:
+        import webdataset.writer  # noqa: F401 (imports torch, which takes seconds; meanwhile the workers start)
 
         try:
             for (task, _), result in pool.map(work):
                 if isinstance(result, Failure):
-                    result = Encoded([Reject(printable(task.source), *result)], Moments())
-                rejected = shard.add(task, result.outcomes, result.moments)
-                bar.advance(rejected)
+                    result = Encoded(Reject(printable(task.source), *result), Moments())
+                bar.advance(shard.add(task, result))
                 if shard.size >= config.shard_megabytes * 1e6:
                     bar.note(shard.finish())
             bar.note(shard.finish())

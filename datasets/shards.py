@@ -94,28 +94,22 @@ def check_key(key: str) -> str:
     return key
 
 
-def make_key(identifier: str, start: float | None = None) -> str:
-    """A legal sample key for any id, different for different (id, start).
+def make_key(identifier: str) -> str:
+    """A legal sample key for any id, different for different ids.
 
     Letters, digits and ``-`` stay. ``_`` begins an escape: ``__`` is an underscore, ``_xHH`` any other byte
-    of the id in UTF-8, and a last ``_tN`` says that the clip starts at N milliseconds. So two ids never
-    share a key (``a.b`` → ``a_x2eb``, ``a_x2eb`` → ``a__x2eb``). A key that would be too long ends in ``_h``
-    and 96 bits of the SHA-256 of its full form instead.
+    of the id in UTF-8. So two ids never share a key (``a.b`` → ``a_x2eb``, ``a_x2eb`` → ``a__x2eb``). A key
+    that would be too long ends in ``_h`` and 96 bits of the SHA-256 of its full form instead.
 
     Args:
         identifier: Any text, such as a YouTube id or a relative path.
-        start: Start of the clip in its source in seconds, for sources with several clips.
 
     Raises:
-        ValueError: The id is empty, or the start negative.
+        ValueError: The id is empty.
     """
     if not identifier:
         raise ValueError("a sample needs an id that is not empty")
     key = "".join(_escape(byte) for byte in identifier.encode())
-    if start is not None:
-        if start < 0:
-            raise ValueError(f"sample {identifier!r} starts at {start} s; a start is 0 or more")
-        key += f"_t{round(start * 1000)}"
     if len(key) > _MAX_KEY:
         key = f"{key[:50].rstrip('_')}_h{hashlib.sha256(key.encode()).hexdigest()[:24]}"
     return check_key(key)
@@ -139,14 +133,12 @@ class ShardWriter:
     """
 
     def __init__(self, path: Path | str) -> None:
+        from webdataset.writer import TarWriter  # imports torch: seconds that only who writes should spend
+
         self.path = Path(path)
         self.num_samples = 0
         self.info: ShardInfo | None = None
         self._keys: set[str] = set()
-        from webdataset.writer import (
-            TarWriter,  # imports torch, seconds that readers of an index need not spend
-        )
-
         self._temporary = self.path.with_name(self.path.name + TEMPORARY_SUFFIX)
         self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115 (closed in close and discard)
         self._tar = TarWriter(

@@ -5,7 +5,7 @@ A file belongs to a label row when its name is the row's id, the id and the segm
 and dots, so the longest id that the name begins with wins.
 
 A file named by its id alone may be the whole video or the segment cut out of it. Where the name doesn't say
-(a start in it means: cut), the worker that opens it decides by its duration; see ``Task.cut``.
+(a start in it means: cut), its length decides; see ``datasets.pieces``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import random
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -35,7 +35,7 @@ _START = re.compile(r"[_-](\d+(?:\.\d+)?)(?![0-9A-Za-z])")
 
 
 class Task(NamedTuple):
-    """One clip to prepare, or one video to cut into clips.
+    """One clip to prepare. Until ``datasets.pieces`` has looked at the files also a video to cut into clips.
 
     Attributes:
         source: The file's path, relative to the root of the set (or absolute).
@@ -43,7 +43,7 @@ class Task(NamedTuple):
         labels: Ascending class ids.
         start: Where the clip starts in its video, in seconds; None for the whole file.
         end: Where it ends.
-        cut: The file is the segment itself (True), the whole video (False), or whichever its duration says
+        cut: The file is the segment itself (True), the whole video (False), or whichever its length says
             (None).
     """
 
@@ -87,7 +87,7 @@ def list_videos(folder: Path) -> list[str]:
 
 def plan_unlabelled(names: list[str]) -> Plan:
     """A plan of files without labels."""
-    return _unique([Task(name, _stem_path(name)) for name in names])
+    return without_duplicates([Task(name, _stem_path(name)) for name in names])
 
 
 def plan_folders(names: list[str], vocabulary: Vocabulary | None) -> tuple[Plan, Vocabulary]:
@@ -106,7 +106,7 @@ def plan_folders(names: list[str], vocabulary: Vocabulary | None) -> tuple[Plan,
         except KeyError:
             detail = f"class {folder!r} is not in the vocabulary" if folder else "lies in no class folder"
             rejects.append(Reject(printable(name), LABEL_UNKNOWN, detail))
-    plan = _unique(tasks)
+    plan = without_duplicates(tasks)
     plan.rejects += rejects
     return plan, vocabulary
 
@@ -246,7 +246,8 @@ def _add(
     plan.tasks.append(Task(source, identifier, ids, row.start, row.end, cut))
 
 
-def _unique(tasks: list[Task]) -> Plan:
+def without_duplicates(tasks: Iterable[Task]) -> Plan:
+    """A plan in which each id comes once; later ones are rejects."""
     plan, first = Plan(), {}
     for task in tasks:
         if task.id in first:
