@@ -15,7 +15,7 @@ from datasets.fbank import Moments, measure_fbank
 from datasets.index import Reject
 from datasets.media import MediaClip, MediaError, MediaSettings, read_media
 from datasets.shards import Sample, make_key
-from datasets.sources import FILE_MISSING, Task, printable
+from datasets.sources import FILE_MISSING, Task, printable, rejected
 
 SILENT = "silent"
 TOO_SHORT = "too_short"
@@ -111,8 +111,7 @@ class Encoder:
             clip = self._read(os.path.join(self.root, task.source), start, end)
         except MediaError as error:
             where = f" (at {start:g} s)" if start else ""
-            reject = Reject(printable(task.source), error.reason, printable(error.detail) + where)
-            return Encoded(reject, Moments())
+            return Encoded(rejected(task.source, error.reason, error.detail + where), Moments())
         moments = measure_fbank(clip.waveform, clip.sample_rate) if work.measure else Moments()
         return Encoded(self._sample(task, clip), moments)
 

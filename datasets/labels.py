@@ -161,8 +161,8 @@ def read_classes(path: str | Path) -> Vocabulary:
         if rows and [cell.strip() for cell in rows[0]] == ["index", "mid", "display_name"]:
             labels = [Label(name, mid) for _, mid, name in sorted(rows[1:], key=lambda row: int(row[0]))]
         else:
-            lines = path.read_text(encoding="utf-8-sig").splitlines()
-            labels = [Label(line.strip()) for line in lines if line.strip()]
+            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            labels = [Label(_utf8(path, line.strip())) for line in lines if line.strip()]
     if not labels:
         raise LabelFileError(f"{path}: no classes in this file")
     return Vocabulary(labels)
@@ -249,7 +249,7 @@ def _row(
             f"{path}:{line}: the segment {start}-{end} s of {name} is empty or starts before 0"
         )
     # A class name comes a million times: interned it costs eight bytes a row.
-    tokens = tuple(sys.intern(label.strip()) for label in labels if label.strip())
+    tokens = tuple(sys.intern(_utf8(path, label.strip())) for label in labels if label.strip())
     return LabelRow(name, start, end, tokens, split if split is None else sys.intern(split))
 
 
@@ -265,6 +265,14 @@ def _checked(labels: LabelFile) -> LabelFile:
                 f"{labels.path}: split {split!r} can't be a folder's name (letters, digits, - and _)"
             )
     return labels
+
+
+def _utf8(path: Path, name: str) -> str:
+    """A class name as read; paths may be any bytes, names may not."""
+    if not name.isascii() and any("\udc80" <= character <= "\udcff" for character in name):
+        shown = name.encode("utf-8", "surrogateescape")
+        raise LabelFileError(f"{path}: class name {shown!r} is no UTF-8; save the file as UTF-8")
+    return name
 
 
 def _is_number(cell: str) -> bool:

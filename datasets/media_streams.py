@@ -84,18 +84,28 @@ class SoundTrack:
 
     def _mono(self, frame: av.AudioFrame) -> np.ndarray:
         """(samples,) float32 of one frame, whatever its sample format, channels and rate."""
-        if frame.format.name == "fltp" and frame.sample_rate == self.rate:
-            channels = frame.to_ndarray()
-            return channels[0] if self.first_channel_only else channels.mean(axis=0)
-        layout = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if layout != self._layout:  # some streams change on the way (HE-AAC finds its second channel late)
-            self._to_float = av.AudioResampler("fltp", frame.layout, self.rate)
-            self._layout = layout
-        assert self._to_float is not None
-        frame.pts = None
-        parts = [part.to_ndarray() for part in self._to_float.resample(frame)]
-        channels = np.concatenate(parts, axis=1) if parts else np.zeros((1, 0), np.float32)
-        return channels[0] if self.first_channel_only else channels.mean(axis=0)
+        parts = [frame]
+        if frame.format.name != "fltp" or frame.sample_rate != self.rate:
+            layout = (frame.format.name, frame.layout.name, frame.sample_rate)
+            if (
+                layout != self._layout
+            ):  # some streams change on the way (HE-AAC finds its second channel late)
+                self._to_float = av.AudioResampler("fltp", frame.layout, self.rate)
+                self._layout = layout
+            assert self._to_float is not None
+            frame.pts = None
+            parts = self._to_float.resample(frame)
+        pieces = [self._mixed(part) for part in parts]
+        return pieces[0] if len(pieces) == 1 else np.concatenate([np.zeros(0, np.float32), *pieces])
+
+    def _mixed(self, frame: av.AudioFrame) -> np.ndarray:
+        """(samples,) float32 of a frame of planar floats. A frame is short, so numpy's overhead counts here."""
+        first, *others = frame.planes[:1] if self.first_channel_only else frame.planes
+        mixed = np.frombuffer(first, np.float32, frame.samples).copy()
+        for plane in others:
+            mixed += np.frombuffer(plane, np.float32, frame.samples)
+        mixed /= np.float32(1 + len(others))
+        return mixed
 
     def cut(self, seconds: float) -> None:
         """Drops what a codec's last block holds beyond the declared end of the sound."""

@@ -44,6 +44,7 @@ from datasets.pieces import FileLength, cut_into_clips
 from datasets.pool import Failure, WorkerPool
 from datasets.shards import TEMPORARY_SUFFIX, ShardError
 from datasets.sources import (
+    VIDEO_SUFFIXES,
     Files,
     Plan,
     Task,
@@ -51,7 +52,7 @@ from datasets.sources import (
     plan_folders,
     plan_labelled,
     plan_unlabelled,
-    printable,
+    rejected,
 )
 from datasets.sources import shuffled as shuffled_tasks
 
@@ -67,8 +68,8 @@ class PrepareConfig(EncodeSettings):
     """What to prepare, and how.
 
     Attributes:
-        source: A folder of videos (searched recursively), a text file of paths, one a line, or a CSV with a
-            column path (and label, split, start, end). Relative paths are relative to the file's folder.
+        source: A folder of videos (searched recursively), a text file of paths, one a line, a CSV with a
+            column path (and label, split, start, end), or one video. Relative paths are relative to the file's folder.
         out: Folder for the shards; where the label file has splits, each goes to a folder of its own in it.
         labels: AudioSet's *_segments.csv, VGGSound's CSV, or a CSV with a column path; the form is
             recognised.
@@ -238,10 +239,16 @@ def _names(source: Path) -> list[str] | None:
         )
     if source.suffix.lower() == ".csv":
         return None
+    if source.suffix.lower() in VIDEO_SUFFIXES:
+        return [source.name]
     text = source.read_text(encoding="utf-8", errors="surrogateescape")
     names = [os.path.normpath(line.strip()) for line in text.splitlines() if line.strip()]
     if not names:
         raise PrepareError(f"{source} names no files")
+    if "\0" in text:
+        raise PrepareError(
+            f"{source} is neither a video (.mp4, .mkv, ...) nor a text file of paths nor a CSV"
+        )
     return names
 
 
@@ -300,7 +307,7 @@ def _write_shards(
         try:
             for (task, _), result in pool.map(work):
                 if isinstance(result, Failure):
-                    result = Encoded(Reject(printable(task.source), *result), Moments())
+                    result = Encoded(rejected(task.source, *result), Moments())
                 bar.advance(shard.add(task, result))
                 if shard.size >= config.shard_megabytes * 1e6:
                     bar.note(shard.finish())

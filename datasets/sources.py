@@ -105,7 +105,7 @@ def plan_folders(names: list[str], vocabulary: Vocabulary | None) -> tuple[Plan,
             tasks.append(Task(name, _stem_path(name), vocabulary.ids([folder])))
         except KeyError:
             detail = f"class {folder!r} is not in the vocabulary" if folder else "lies in no class folder"
-            rejects.append(Reject(printable(name), LABEL_UNKNOWN, detail))
+            rejects.append(rejected(name, LABEL_UNKNOWN, detail))
     plan = without_duplicates(tasks)
     plan.rejects += rejects
     return plan, vocabulary
@@ -182,7 +182,7 @@ def _match_ids(
         if not chosen or (files == "clips" and not named_start and len({row.start for row in chosen}) > 1):
             starts = ", ".join(f"{row.start:g}" for row in rows[identifier])
             unmatched.append(
-                Reject(
+                rejected(
                     name, LABEL_UNKNOWN, f"{labels.path.name} has {identifier} at {starts} s; which is this?"
                 )
             )
@@ -193,7 +193,7 @@ def _match_ids(
         for row in chosen:
             if row in matches:
                 plans[row.split].rejects.append(
-                    Reject(name, DUPLICATE_ID, f"{matches[row][0]} is the same clip and comes first")
+                    rejected(name, DUPLICATE_ID, f"{matches[row][0]} is the same clip and comes first")
                 )
             else:
                 matches[row] = (name, cut)
@@ -207,7 +207,7 @@ def _match_ids(
             source, cut = matches[row]
             _add(plans[row.split], row, source, identifier, cut, vocabulary, seen)
         else:
-            plans[row.split].rejects.append(Reject(identifier, FILE_MISSING, "no file of this id"))
+            plans[row.split].rejects.append(rejected(identifier, FILE_MISSING, "no file of this id"))
     return unmatched
 
 
@@ -232,15 +232,15 @@ def _add(
     """Adds a row's clip to the plan, or the reason why it can't be."""
     identifier = printable(identifier)
     if identifier in seen:
-        plan.rejects.append(Reject(source, DUPLICATE_ID, f"id {identifier} comes again"))
+        plan.rejects.append(rejected(source, DUPLICATE_ID, f"id {identifier} comes again"))
         return
     try:
         ids = vocabulary.ids(row.labels)
     except KeyError as error:
-        plan.rejects.append(Reject(source, LABEL_UNKNOWN, f"class {error} is not in the vocabulary"))
+        plan.rejects.append(rejected(source, LABEL_UNKNOWN, f"class {error} is not in the vocabulary"))
         return
     if len(vocabulary) and not ids:
-        plan.rejects.append(Reject(source, LABEL_UNKNOWN, "its row names no class"))
+        plan.rejects.append(rejected(source, LABEL_UNKNOWN, "its row names no class"))
         return
     seen.add(identifier)
     plan.tasks.append(Task(source, identifier, ids, row.start, row.end, cut))
@@ -252,7 +252,7 @@ def without_duplicates(tasks: Iterable[Task]) -> Plan:
     for task in tasks:
         if task.id in first:
             plan.rejects.append(
-                Reject(task.source, DUPLICATE_ID, f"{first[task.id]} has the same id {task.id}")
+                rejected(task.source, DUPLICATE_ID, f"{first[task.id]} has the same id {task.id}")
             )
         else:
             first[task.id] = task.source
@@ -266,6 +266,11 @@ def _prefixes(stem: str) -> Iterator[str]:
     for end in range(len(stem) - 1, 0, -1):
         if not stem[end].isalnum():
             yield stem[:end]
+
+
+def rejected(source: str, reason: str, detail: str) -> Reject:
+    """A reject of a file whose name may be no UTF-8."""
+    return Reject(printable(source), reason, printable(detail))
 
 
 def printable(text: str) -> str:
@@ -282,7 +287,7 @@ def _first_folder(name: str) -> str:
 
 
 def _unnamed(name: str, labels: LabelFile) -> Reject:
-    return Reject(name, LABEL_UNKNOWN, f"no row of {labels.path.name} names it")
+    return rejected(name, LABEL_UNKNOWN, f"no row of {labels.path.name} names it")
 
 
 def _nothing_matches(labels: LabelFile, names: list[str] | None, what: str) -> LabelFileError:
