@@ -64,7 +64,9 @@ def _read_sound(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int
     """The same of another format; float32 in [-1, 1] where it is not 16-bit PCM."""
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         kind = "int16" if file.subtype == "PCM_16" else "float32"
-        return np.asarray(file.read(dtype=kind, always_2d=True)), file.samplerate, file.frames
+        samples = np.asarray(file.read(dtype=kind, always_2d=True))
+        # An MP3 promises nothing: where an encoder wrote no Xing header the number is a guess from its size.
+        return samples, file.samplerate, 0 if file.format == "MP3" else file.frames
 
 
 def _to_standard(samples: NDArray[Any], rate: int) -> Tensor:

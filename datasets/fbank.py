@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from datasets.index import FbankStats
 from datasets.media import SAMPLE_RATE
-from datasets.shards import BLOCK
-from datasets.table import ClipTable, Extent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,39 +17,6 @@ if TYPE_CHECKING:
 MEL_BINS = 128
 FRAME_SHIFT_MS = 10.0
 WINDOW_SECONDS = 0.025
-
-
-class StoredClip(NamedTuple):
-    """A clip's members as they lie in its shard.
-
-    Attributes:
-        id: Its id.
-        labels: Its class ids.
-        sound: The sound file's bytes; empty where it has none.
-        frames: The pictures' bytes in order.
-    """
-
-    id: str
-    labels: tuple[int, ...]
-    sound: bytes
-    frames: list[bytes]
-
-
-def read_clips(folder: Path, table: ClipTable, rows: Sequence[int]) -> Iterator[StoredClip]:
-    """The stored bytes of some clips, in the order asked for."""
-    for row in rows:
-        members = table.members(row)
-        with open(folder / table.shards[table.shard_of(row)], "rb") as file:
-            sound = next((_read(file, members[slot]) for slot in table.audio_slots if slot in members), b"")
-            frames = [_read(file, members[slot]) for slot in table.frame_slots if slot in members]
-        yield StoredClip(table.id(row), table.labels(row), sound, frames)
-
-
-def _read(file: BinaryIO, extent: Extent) -> bytes:
-    file.seek(extent.offset)
-    data = file.read((1 + extent.blocks) * BLOCK)
-    size = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape").size
-    return data[BLOCK : BLOCK + size]
 
 
 def spread_rows(num_rows: int, count: int) -> list[int]:

@@ -100,7 +100,8 @@ class SoundTrack:
 
     def _mixed(self, frame: av.AudioFrame) -> np.ndarray:
         """(samples,) float32 of a frame of planar floats. A frame is short, so numpy's overhead counts here."""
-        first, *others = frame.planes[:1] if self.first_channel_only else frame.planes
+        planes = cast(Sequence[bytes], frame.planes)  # they are buffers, which the stubs don't know
+        first, *others = planes[:1] if self.first_channel_only else planes
         mixed = np.frombuffer(first, np.float32, frame.samples).copy()
         for plane in others:
             mixed += np.frombuffer(plane, np.float32, frame.samples)

@@ -11,27 +11,30 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+import tarfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
+from torch import Tensor
 
 from datasets.check import print_table
-from datasets.decode import SAMPLE_RATE, decode_audio, decode_frame
-from datasets.fbank import MEL_BINS, StoredClip, log_mel, read_clips, spread_rows
+from datasets.decode import SAMPLE_RATE, DecodeError, decode_audio, decode_frame, decode_video
+from datasets.fbank import MEL_BINS, log_mel, spread_rows
 from datasets.index import FbankStats, Label, ShardIndex
 from datasets.output import finished_sets
-from datasets.shards import ShardError
-from datasets.table import ClipTable
+from datasets.shards import BLOCK, ShardError
+from datasets.table import ClipTable, Extent
 
 SHEET_NAME = "contact_sheet.png"
 
 _SIDE = 112  # of a frame on the sheet, in pixels
 _FRAMES = 4
 _COLUMNS = 3
+_AXIS_SECONDS = 10.0  # of spectrograms where no clip says how long it is
 _MARGIN = 12
 _CAPTION = 30
 _BAR = 40  # characters of the longest bar of a histogram
@@ -47,14 +50,71 @@ class Loudness(NamedTuple):
     peak: float
 
 
-def measure_loudness(folder: Path, table: ClipTable, num_clips: int) -> list[Loudness]:
-    """Levels of up to ``num_clips`` clips, evenly spread over the set."""
-    levels = []
+class StoredClip(NamedTuple):
+    """A clip's members as they lie in its shard.
+
+    Attributes:
+        id: Its id.
+        labels: Its class ids.
+        sound: The sound file's bytes; empty where it has none.
+        frames: The pictures' bytes in order.
+        video: The bytes of a video file; empty where it has none.
+    """
+
+    id: str
+    labels: tuple[int, ...]
+    sound: bytes
+    frames: list[bytes]
+    video: bytes
+
+    def waveform(self) -> Tensor | None:
+        """(S,) int16 at 16 kHz; None where there is no sound."""
+        if self.sound:
+            return decode_audio(self.sound)
+        return decode_video(self.video, 1, [], _SIDE)[0] if self.video else None
+
+    def pictures(self) -> list[Tensor]:
+        """Up to ``_FRAMES`` evenly spread frames, (3, _SIDE, _SIDE) uint8 each."""
+        if self.frames or not self.video:
+            chosen = spread_rows(len(self.frames), _FRAMES)
+            return [decode_frame(bytearray(self.frames[i]), _SIDE) for i in chosen]
+        frames = decode_video(self.video, _FRAMES, range(_FRAMES), _SIDE)[1]
+        return [] if frames is None else list(frames)
+
+
+def read_clips(folder: Path, table: ClipTable, rows: Sequence[int]) -> Iterator[StoredClip]:
+    """The stored bytes of some clips, in the order asked for."""
+    for row in rows:
+        members = table.members(row)
+        with open(folder / table.shards[table.shard_of(row)], "rb") as file:
+
+            def read(slots: Sequence[int], file=file, members=members) -> list[bytes]:
+                return [_read(file, members[slot]) for slot in slots if slot in members]
+
+            sound, video = (b"".join(read(slots)[:1]) for slots in (table.audio_slots, table.video_slots))
+            yield StoredClip(table.id(row), table.labels(row), sound, read(table.frame_slots), video)
+
+
+def _read(file: BinaryIO, extent: Extent) -> bytes:
+    file.seek(extent.offset)
+    data = file.read((1 + extent.blocks) * BLOCK)
+    size = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape").size
+    return data[BLOCK : BLOCK + size]
+
+
+def measure_loudness(folder: Path, table: ClipTable, num_clips: int) -> tuple[list[Loudness], list[str]]:
+    """Levels of up to ``num_clips`` clips, evenly spread over the set, and what could not be decoded."""
+    levels, failures = [], []
     for clip in read_clips(folder, table, spread_rows(len(table), num_clips)):
-        if clip.sound:
-            samples = decode_audio(clip.sound).numpy().astype(np.float64) / 32768
+        try:
+            sound = clip.waveform()
+        except DecodeError as error:
+            failures.append(f"{clip.id}: {error}")
+            continue
+        if sound is not None:
+            samples = sound.numpy().astype(np.float64) / 32768
             levels.append(Loudness(_decibels(math.sqrt((samples**2).mean())), _decibels(abs(samples).max())))
-    return levels
+    return levels, failures
 
 
 def _decibels(level: float) -> float:
@@ -71,7 +131,7 @@ def contact_sheet(folder: Path, index: ShardIndex, table: ClipTable, num_clips: 
         num_clips: How many clips to show.
     """
     clips = list(read_clips(folder, table, spread_rows(len(table), num_clips)))
-    seconds = float(np.median(table.durations[:100_000])) if len(table) else 0.0
+    seconds = float(np.median(table.durations[:100_000])) or _AXIS_SECONDS
     cells = [_cell(clip, index.labels, index.fbank, max(seconds, 1.0)) for clip in clips]
     width, height = cells[0].size
     rows = math.ceil(len(cells) / _COLUMNS)
@@ -91,17 +151,20 @@ def _cell(clip: StoredClip, labels: Sequence[Label], fbank: FbankStats | None, s
     draw = ImageDraw.Draw(cell)
     draw.text((2, 1), _plain(clip.id, 70), fill="black")
     draw.text((2, 15), _plain(", ".join(labels[i].name for i in clip.labels), 70), fill=(90, 90, 90))
-    for i, which in enumerate(spread_rows(len(clip.frames), _FRAMES)):
-        picture = decode_frame(bytearray(clip.frames[which]), _SIDE).permute(1, 2, 0).numpy()
-        cell.paste(Image.fromarray(picture), (i * _SIDE, _CAPTION))
-    if clip.sound:
-        cell.paste(_spectrogram(clip.sound, fbank, seconds, width), (0, _CAPTION + _SIDE))
+    try:
+        pictures, waveform = clip.pictures(), clip.waveform()
+    except DecodeError as error:
+        draw.text((2, _CAPTION), _plain(str(error), 70), fill="red")
+        return cell
+    for i, picture in enumerate(pictures):
+        cell.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (i * _SIDE, _CAPTION))
+    if waveform is not None:
+        cell.paste(_spectrogram(waveform, fbank, seconds, width), (0, _CAPTION + _SIDE))
     return cell
 
 
-def _spectrogram(sound: bytes, fbank: FbankStats | None, seconds: float, width: int) -> Image.Image:
+def _spectrogram(waveform: Tensor, fbank: FbankStats | None, seconds: float, width: int) -> Image.Image:
     """The normalised log-mel, low frequencies at the bottom; grey where the clip has ended."""
-    waveform = decode_audio(sound)
     values = log_mel(waveform)
     mean, std = (fbank.mean, fbank.std) if fbank else (values.mean().item(), values.std().item())
     # From two standard deviations below the mean to two above it.
@@ -131,8 +194,13 @@ def print_stats(folder: Path, index: ShardIndex, table: ClipTable, num_clips: in
     if index.labels:
         _print_classes(index, table)
     print("\nduration in seconds")
-    _print_histogram(np.asarray(table.durations, np.float64))
-    levels = measure_loudness(folder, table, num_clips)
+    if index.duration_seconds:
+        _print_histogram(np.asarray(table.durations, np.float64))
+    else:
+        print("  not known: the shards' metadata give none")
+    levels, failures = measure_loudness(folder, table, num_clips)
+    if failures:
+        print(f"\n{len(failures)} clips can't be decoded, such as {failures[0]}")
     if levels:
         print(f"\nloudness of {len(levels)} clips: root mean square in dB of full scale")
         _print_histogram(np.array([level.rms for level in levels]))

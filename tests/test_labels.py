@@ -170,6 +170,15 @@ def test_bad_label_files(tmp_path: Path, text, message):
         read_label_file(write(tmp_path / "labels.csv", text))
 
 
+def test_class_names_that_are_no_utf8(tmp_path: Path):
+    (tmp_path / "set.csv").write_bytes("path,label\na.mp4,Tür\n".encode("latin-1"))
+    with pytest.raises(LabelFileError, match=r"set\.csv: class name b'T\\xfcr' is no UTF-8"):
+        read_label_file(tmp_path / "set.csv")
+    (tmp_path / "names.txt").write_bytes("Tür\n".encode("latin-1"))
+    with pytest.raises(LabelFileError, match="is no UTF-8"):
+        read_classes(tmp_path / "names.txt")
+
+
 def test_vocabularies(tmp_path: Path, audioset):
     names = read_classes(write(tmp_path / "classes.txt", "dog\n\ncat\n"))
     assert [label.name for label in names.labels] == ["dog", "cat"]

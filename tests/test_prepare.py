@@ -1,16 +1,13 @@
-"""From small real MP4s to shards: content, rejects, splits, workers, resumption, full disks."""
+"""From small real MP4s to shards: content, rejects, splits, workers."""
 
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import json
-import multiprocessing
 import os
+import shutil
 import signal
-import subprocess
-import sys
 import tarfile
 import time
 from pathlib import Path
@@ -19,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
+from support.films import config, contents, write_films
 from support.videos import write_video
 
 import datasets.output
@@ -30,19 +28,6 @@ from datasets.labels import LabelFileError
 from datasets.media import MediaSettings
 from datasets.prepare import PrepareConfig, main, prepare
 from datasets.shards import ShardError
-from datasets.table import ClipTable
-
-MEDIA = MediaSettings(num_frames=3)
-
-
-def config(source: Path, out: Path, **settings) -> PrepareConfig:
-    defaults = {"media": MEDIA, "min_seconds": 0.5, "num_workers": 1, "shard_megabytes": 0.05}
-    return PrepareConfig(source=str(source), out=str(out), **(defaults | settings))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file below a folder."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def samples(folder: Path) -> list[dict]:
@@ -65,17 +50,12 @@ def reject_reasons(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Twelve good clips in three class folders."""
-    folder = tmp_path_factory.mktemp("films")
-    for i in range(12):
-        name = folder / ("cat", "dog", "owl")[i % 3] / f"clip.{i:02d}-x_.mp4"
-        write_video(name, seconds=0.8 + 0.1 * (i % 4), tone=200 + 50 * i)
-    return folder
+    return write_films(tmp_path_factory.mktemp("films"))
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("uninterrupted") / "set"
+def prepared(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("prepared") / "set"
     prepare(config(films, out, folders_as_classes=True))
     return out
 
@@ -83,8 +63,8 @@ def uninterrupted(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 # What comes out
 
 
-def test_samples_and_index(films: Path, uninterrupted: Path):
-    index = ShardIndex.load(uninterrupted)
+def test_samples_and_index(films: Path, prepared: Path):
+    index = ShardIndex.load(prepared)
     assert [(label.name, label.count) for label in index.labels] == [("cat", 4), ("dog", 4), ("owl", 4)]
     assert index.samples == 12
     assert len(index.shards) > 2
@@ -92,7 +72,7 @@ def test_samples_and_index(films: Path, uninterrupted: Path):
     assert index.fbank is not None
     assert index.fbank.clips == 12
     assert index.settings["media"]["num_frames"] == 3
-    found = samples(uninterrupted)
+    found = samples(prepared)
     assert len(found) == 12
     assert len({sample["__key__"] for sample in found}) == 12
     assert sum(json.loads(s["json"])["duration"] for s in found) == pytest.approx(index.duration_seconds)
@@ -113,17 +93,17 @@ def test_samples_and_index(films: Path, uninterrupted: Path):
         assert Image.open(io.BytesIO(sample["01.jpg"])).size == (48, 32)  # never enlarged
 
 
-def test_order_is_mixed_but_fixed(films: Path, uninterrupted: Path, tmp_path: Path):
-    labels = [json.loads(sample["json"])["labels"][0] for sample in samples(uninterrupted)]
+def test_order_is_mixed_but_fixed(films: Path, prepared: Path, tmp_path: Path):
+    labels = [json.loads(sample["json"])["labels"][0] for sample in samples(prepared)]
     assert labels != sorted(labels)
     prepare(config(films, tmp_path / "plain", folders_as_classes=True, shuffle=False))
     labels = [json.loads(sample["json"])["labels"][0] for sample in samples(tmp_path / "plain")]
     assert labels == sorted(labels)
 
 
-def test_workers_do_not_matter(films: Path, uninterrupted: Path, tmp_path: Path):
+def test_workers_do_not_matter(films: Path, prepared: Path, tmp_path: Path):
     prepare(config(films, tmp_path / "set", folders_as_classes=True, num_workers=2))
-    assert contents(tmp_path / "set") == contents(uninterrupted)
+    assert contents(tmp_path / "set") == contents(prepared)
 
 
 def test_wav_and_long_videos_in_pieces(tmp_path: Path):
@@ -132,6 +112,10 @@ def test_wav_and_long_videos_in_pieces(tmp_path: Path):
     media = MediaSettings(num_frames=2, shorter_side=16)
     settings = {"clip_seconds": 1.0, "audio_format": "wav", "media": media, "shuffle": False}
     prepare(config(tmp_path / "in", tmp_path / "out", **settings))
+    index = ShardIndex.load(tmp_path / "out")
+    assert [shard.samples for shard in index.shards] == [2, 2]  # a video may end in another shard
+    assert index.fbank is not None
+    assert index.fbank.clips == 4
     found = samples(tmp_path / "out")
     metadata = [json.loads(sample["json"]) for sample in found]
     assert [m["id"] for m in metadata] == ["long_0.000", "long_1.000", "long_2.000", "short"]
@@ -194,6 +178,20 @@ def test_splits(films: Path, tmp_path: Path):
         PrepareError, match=r"'dev' is not in .*labels.csv; its splits: \['test', 'train', 'val'\]"
     ):
         prepare(config(films, tmp_path / "other", labels=str(labels), split="dev"))
+
+
+def test_names_of_other_times_and_single_videos(films: Path, tmp_path: Path):
+    source = write_video(tmp_path / "in" / "a.mp4").parent
+    old = os.fsencode(source) + b"/old \xff.mp4"
+    shutil.copyfile(source / "a.mp4", old)
+    prepare(config(source, tmp_path / "out"))
+    names = [json.loads(sample["json"])["source"] for sample in samples(tmp_path / "out")]
+    assert sorted(names) == ["a.mp4", r"old \xff.mp4"]
+    (tmp_path / "set.csv").write_text("path,label\na.mp4,x\n")
+    prepare(config(source, tmp_path / "labelled", labels=str(tmp_path / "set.csv")))
+    assert reject_reasons(tmp_path / "labelled") == {r"old \xff.mp4": "label_unknown"}
+    prepare(config(source / "a.mp4", tmp_path / "one"))
+    assert ShardIndex.load(tmp_path / "one").samples == 1
 
 
 def test_manifest_as_source(films: Path, tmp_path: Path):
@@ -261,6 +259,9 @@ def test_users_mistakes(films: Path, tmp_path: Path):
         prepare(config(tmp_path / "vgg.csv", tmp_path / "out"))
     with pytest.raises(ValueError, match="two sources of labels"):
         config(films, tmp_path / "out", labels="x.csv", folders_as_classes=True)
+    (tmp_path / "films.zip").write_bytes(b"PK\3\4\0\0")
+    with pytest.raises(PrepareError, match="neither a video"):
+        prepare(config(tmp_path / "films.zip", tmp_path / "out"))
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.tar").touch()
     with pytest.raises(PrepareError, match=r"mine\.tar already, but no index"):
@@ -305,106 +306,6 @@ def test_files_that_end_or_hold_up_their_decoder_are_rejects(
         "worker_died": "the process that decoded it ended with SIGSEGV, twice",
         "timed_out": "took more than 5 s",
     }
-
-
-# Resumption
-
-
-def prepare_and_die(settings: PrepareConfig, calls: int) -> None:
-    """Prepares until the n-th file is about to get its name, then ends as ``kill -9`` ends a process."""
-    rename = os.replace
-    left = calls
-
-    def replace(source, target) -> None:
-        nonlocal left
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-        rename(source, target)
-
-    os.replace = replace
-    prepare(settings)
-
-
-def test_killed_at_every_rename_and_resumed(films: Path, uninterrupted: Path, tmp_path: Path):
-    settings = config(films, tmp_path / "set", folders_as_classes=True)
-    context = multiprocessing.get_context("forkserver")
-    killed = 0
-    while True:  # before the first rename, the second of what is left, the third, ...
-        process = context.Process(target=prepare_and_die, args=(settings, killed + 1))
-        process.start()
-        process.join(60)
-        assert process.exitcode in (0, -signal.SIGKILL)
-        if process.exitcode == 0:
-            break
-        killed += 1
-        if not (tmp_path / "set" / "index.json").exists():
-            with pytest.raises(ShardError):
-                ShardIndex.load(tmp_path / "set")
-    assert killed >= 5
-    assert contents(tmp_path / "set") == contents(uninterrupted)
-
-
-def test_kill_9_of_the_command(films: Path, uninterrupted: Path, tmp_path: Path):
-    out = tmp_path / "set"
-    options = [
-        "--folders_as_classes=true",
-        "--media.num_frames=3",
-        "--min_seconds=0.5",
-        "--shard_megabytes=0.05",
-    ]
-    command = [sys.executable, "-m", "datasets.prepare", str(films), str(out), "--num_workers=2", *options]
-    for awaited in ("shard-000001.tar", None):
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        while awaited is not None and process.poll() is None and not (out / awaited).exists():
-            time.sleep(0.002)
-        if awaited is not None:
-            process.kill()
-        output, _ = process.communicate(timeout=60)
-    assert process.returncode == 0, output.decode()
-    assert contents(out) == contents(uninterrupted)
-
-
-def test_goes_on_with_the_plan_and_the_settings_it_began_with(films: Path, tmp_path: Path):
-    source = tmp_path / "in"
-    for i in range(6):
-        write_video(source / f"{i}.mp4", tone=300 + 30 * i)
-    prepare(config(source, tmp_path / "whole"))
-    context = multiprocessing.get_context("forkserver")
-    process = context.Process(target=prepare_and_die, args=(config(source, tmp_path / "set"), 5))
-    process.start()
-    process.join(60)
-    assert process.exitcode == -signal.SIGKILL
-    with pytest.raises(PrepareError, match="jpeg_quality = 90, now it is 70"):
-        prepare(config(source, tmp_path / "set", jpeg_quality=70))
-    write_video(source / "0a.mp4")  # not in the plan
-    prepare(config(source, tmp_path / "set"))
-    assert contents(tmp_path / "set") == contents(tmp_path / "whole")
-    with pytest.raises(PrepareError, match=r"media\.num_frames = 3, now it is 4"):
-        prepare(config(source, tmp_path / "set", media=MediaSettings(num_frames=4)))
-
-
-def test_full_disk(films: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    out = tmp_path / "set"
-    arguments = [str(films), str(out), "--folders_as_classes=true", "--num_workers=1", "--media.num_frames=3"]
-    arguments += ["--min_seconds=0.5", "--shard_megabytes=0.05"]
-
-    def write(self, sample, original=datasets.output.ShardWriter.write) -> None:
-        if self.path.name == "shard-000001.tar":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(self, sample)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(datasets.output.ShardWriter, "write", write)
-        with pytest.raises(SystemExit, match=r"no space left on the disk of .* give the same command again"):
-            main(arguments)
-    assert sorted(path.name for path in out.glob("*")) == [".prepare", "shard-000000.tar"]
-    with pytest.raises(ShardError):
-        ClipTable.open(out)
-    with pytest.raises(ShardError, match=r"is not finished: datasets.prepare .* give the same command again"):
-        ShardIndex.load(out)
-    main(arguments)
-    assert contents(out) == contents(uninterrupted)
 
 
 @pytest.mark.skipif("EARSIGHT_CLIPS" not in os.environ, reason="EARSIGHT_CLIPS names no folder of real clips")

@@ -4,6 +4,7 @@ import pickle
 import tarfile
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -161,6 +162,19 @@ def test_sound_formats(kind, subtype, tolerance):
     decoded = decode_audio(buffer.getvalue())
     assert decoded.dtype == torch.int16
     assert np.abs(decoded.numpy().astype(int) - waveform).max() <= tolerance
+
+
+def test_mp3_that_does_not_say_how_long_it_is():
+    waveform, buffer = make_waveform(1, 2.0), io.BytesIO()
+    with av.open(buffer, "w", format="mp3", options={"write_xing": "0"}) as container:
+        stream = container.add_stream("libmp3lame", 16_000, layout="mono", format="s16p")
+        frame = av.AudioFrame.from_ndarray(waveform[None], "s16p", "mono")
+        frame.sample_rate = 16_000
+        container.mux([*stream.encode(frame), *stream.encode(None)])
+    data = buffer.getvalue()
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        assert file.frames > len(file.read())  # libsndfile guesses, and too high
+    assert len(decode_audio(data)) == pytest.approx(32_000, abs=2500)
 
 
 def test_other_rates_and_channels_become_16_khz_mono():

@@ -9,11 +9,13 @@ import pytest
 import torch
 from PIL import Image
 from support.shards import make_shards, make_waveform
+from support.videos import write_video
 from torchaudio.compliance import kaldi
 
-from datasets.fbank import Moments, measure_fbank, read_clips, spread_rows
-from datasets.index import ShardIndex
-from datasets.stats import contact_sheet, main, measure_loudness
+from datasets.fbank import Moments, measure_fbank, spread_rows
+from datasets.index import ShardIndex, index_folder
+from datasets.shards import Sample, ShardWriter
+from datasets.stats import contact_sheet, main, measure_loudness, read_clips
 from datasets.table import ClipTable
 
 
@@ -58,7 +60,8 @@ def test_fbank_statistics_are_those_of_all_values():
 
 
 def test_loudness(folder: Path):
-    levels = measure_loudness(folder, ClipTable.open(folder), 3)
+    levels, failures = measure_loudness(folder, ClipTable.open(folder), 3)
+    assert failures == []
     waveform = make_waveform(2, 0.5) / 32768
     assert len(levels) == 3
     assert levels[1].rms == pytest.approx(10 * np.log10((waveform**2).mean()), abs=1e-6)
@@ -79,6 +82,28 @@ def test_contact_sheet_shows_frames_and_sound(folder: Path):
     brightness = spectrogram[:, : 4 * 50].astype(float).sum(axis=(1, 2))
     assert 127 - int(brightness.argmax()) < 30  # a tone at 200 Hz: low, so at the bottom
     assert (spectrogram[:, -100:] == 200).all()  # half a second on an axis of one
+
+
+def test_shards_made_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    video = write_video(tmp_path / "a.mp4", level=0.5).read_bytes()
+    (tmp_path / "set").mkdir()
+    with ShardWriter(tmp_path / "set" / "a.tar") as writer:
+        writer.write(Sample("film", {}, [("mp4", video)]))
+        writer.write(Sample("noise", {}, [("mp3", b"no sound at all")]))
+    index = index_folder(tmp_path / "set")
+    table = ClipTable.open(tmp_path / "set", index.fingerprint)
+    levels, failures = measure_loudness(tmp_path / "set", table, 2)
+    assert [level.rms for level in levels] == [pytest.approx(20 * np.log10(0.5 / 2**0.5), abs=0.5)]
+    assert len(failures) == 1
+    assert failures[0].startswith("a/noise: sound can't be decoded")
+    sheet = np.asarray(contact_sheet(tmp_path / "set", index, table, 1))
+    frames, spectrogram = sheet[42 : 42 + 112, 12 : 12 + 4 * 112], sheet[154 : 154 + 128, 12 : 12 + 40]
+    assert all(frames[:, i * 112 : (i + 1) * 112].std() > 20 for i in range(4))
+    assert spectrogram.std() > 20
+    main([str(tmp_path / "set")])
+    output = capsys.readouterr().out
+    assert "not known" in output
+    assert "1 clips can't be decoded, such as a/noise" in output
 
 
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):

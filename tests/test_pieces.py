@@ -1,0 +1,56 @@
+"""How many clips a file gives, by its length."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from support.videos import write_video
+
+from datasets.pieces import FileLength, cut_into_clips
+from datasets.sources import Plan, Task
+
+
+def lengths(tasks: Iterable[Task]) -> Iterator[float | None]:
+    """Files are called what they are long."""
+    for task in tasks:
+        yield float(task.source) if task.source.replace(".", "").isdigit() else None
+
+
+def test_whole_files_become_consecutive_clips():
+    plan = Plan([Task("25.1", "a"), Task("10.04", "b"), Task("3", "c"), Task("damaged", "d")])
+    clips = cut_into_clips(plan, 10.0, lengths).tasks
+    assert [(clip.id, clip.start, clip.end) for clip in clips] == [
+        ("a_0.000", 0.0, 10.0),
+        ("a_10.000", 10.0, 20.0),
+        ("a_20.000", 20.0, 30.0),
+        ("b", 0.0, 10.0),
+        ("c", 0.0, 10.0),
+        ("d", 0.0, 10.0),
+    ]
+    assert cut_into_clips(plan, None, lengths).tasks == plan.tasks
+
+
+def test_a_file_not_longer_than_its_segment_is_the_segment():
+    names = ["10.9", "11.1", "damaged"]
+    open_question = Plan([Task(name, name, (), 30.0, 40.0, None) for name in names])
+    clips = cut_into_clips(open_question, 10.0, lengths).tasks
+    assert [clip.cut for clip in clips] == [True, False, False]
+    assert all((clip.start, clip.end) == (30.0, 40.0) for clip in clips)
+    settled = Plan([Task(name, name, (), 30.0, 40.0, True) for name in names])
+    assert cut_into_clips(settled, 10.0, lengths).tasks == settled.tasks
+
+
+def test_a_piece_that_a_row_names_as_well_comes_once():
+    plan = Plan([Task("20", "a"), Task("20", "a_10.000", (), 10.0, 20.0)])
+    found = cut_into_clips(plan, 10.0, lengths)
+    assert [clip.id for clip in found.tasks] == ["a_0.000", "a_10.000"]
+    assert [reject.reason for reject in found.rejects] == ["duplicate_id"]
+
+
+def test_lengths_of_real_files(tmp_path: Path):
+    write_video(tmp_path / "a.mp4", seconds=2.0)
+    (tmp_path / "b.mp4").write_text("no film")
+    found = [FileLength(str(tmp_path))(Task(name, name)) for name in ("a.mp4", "b.mp4", "gone.mp4")]
+    assert found == [pytest.approx(2.0, abs=0.1), None, None]
