@@ -12,7 +12,10 @@ from launch.progress import newest_checkpoint, read_status
 from launch.registry import Submission, all_submissions, find_submissions, job_states
 
 #: SLURM's words for a job that will not run any more.
-OVER = {"GONE", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE"}
+OVER = {
+    "GONE", "COMPLETED", "CANCELLED", "FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "DEADLINE",
+    "PREEMPTED", "BOOT_FAIL", "REVOKED",
+}  # fmt: skip
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -155,8 +155,7 @@ def _shield() -> None:
 
     Some clusters signal every process of a job. The warning signals' default is death, and ignoring is
     inherited: the workers too are safe until they install handlers of their own. And the agent ends with its
-        launcher, however
-    that ends.
+    launcher, however that ends.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)
