@@ -121,7 +121,9 @@ def save_checkpoint(
         state = CheckpointState(step, world.size, zero_stage, torch.__version__, deepspeed.__version__)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
     world.barrier()
-    _sync_tree(temporary)  # on every node: one that vanishes later must not take pages it had yet to write with it
+    _sync_tree(
+        temporary
+    )  # on every node: one that vanishes later must not take pages it had yet to write with it
     world.barrier()
     if world.is_main:
         shutil.rmtree(final, ignore_errors=True)

@@ -19,13 +19,10 @@ import torch
 from datasets.loader import DataConfig, open_store
 from datasets.shards import ShardError
 from engine.config import PretrainConfig, parse_config
+from engine.estimates import activation_bytes, state_bytes
 from engine.finetune_config import FinetuneConfig
 from engine.trainer import TrainConfig
-from models import AudioVisualClassifier, ModelConfig, build_model, forward_flops, parameter_count
-
-#: Bytes that a transformer block keeps for its backward pass, for each token and unit of width, in 16-bit
-#: arithmetic with fused attention (arXiv 2205.05198, eq. 2 without the attention matrices).
-_BLOCK_BYTES = 34
+from models import AudioVisualClassifier, build_model, parameter_count, training_flops
 
 _GB = 1e9
 
@@ -40,8 +37,8 @@ class Cluster:
     Attributes:
         nodes: Number of nodes.
         processes: Processes, and GPUs, on each.
-        memory_gb: Memory of a GPU in 10⁹ bytes.
-        tflops: Peak of a GPU in 10¹² FLOP/s, at the run's precision.
+        memory_gb: Memory of a GPU in 10⁹ bytes; 0 where there is none, to be left unjudged.
+        tflops: Peak of a GPU in 10¹² FLOP/s, at the run's precision; 0 where there is none.
         mfu: Share of that peak that the training reaches.
     """
 
@@ -75,7 +72,7 @@ class Report:
 
     def __str__(self) -> str:
         end = (
-            f"{len(self.problems)} problems"
+            f"{len(self.problems)} problem" + "s" * (len(self.problems) > 1)
             if self.problems
             else "nothing stands against submitting this run"
         )
@@ -91,6 +88,7 @@ class Workload:
         train: Its steps, batch and parallelism.
         output_dir: Its folder.
         parameters: Of the model.
+        trainable: Those of them that are trained.
         flops: Of one clip in a training step.
         activations: Bytes that one clip keeps for the backward pass; an estimate.
     """
@@ -99,6 +97,7 @@ class Workload:
     train: TrainConfig
     output_dir: Path
     parameters: int
+    trainable: int
     flops: float
     activations: int
 
@@ -108,11 +107,14 @@ def pretraining_workload(config: PretrainConfig) -> Workload:
     objective, model = config.objective, config.model
     with torch.device("meta"):
         parameters = parameter_count(build_model(model), trainable_only=False)
-    contrast = objective.contrast_weight > 0
-    flops = 3 * forward_flops(model, reconstruct=objective.reconstruction_weight > 0, contrast=contrast)
+    reconstruct, contrast = objective.reconstruction_weight > 0, objective.contrast_weight > 0
+    flops = training_flops(model, reconstruct=reconstruct, contrast=contrast)
     kept = model.num_kept_audio + model.num_kept_visual
-    activations = activation_bytes(model, kept, 2 if contrast else 1, _uses_bf16(config.train), decode=True)
-    return Workload(config.data, config.train, Path(config.output_dir), parameters, flops, activations)
+    activations = activation_bytes(
+        model, kept, reconstruct + contrast, _uses_bf16(config.train), decode=reconstruct
+    )
+    output_dir = Path(config.output_dir)
+    return Workload(config.data, config.train, output_dir, parameters, parameters, flops, activations)
 
 
 def finetuning_workload(config: FinetuneConfig) -> Workload:
@@ -121,14 +123,20 @@ def finetuning_workload(config: FinetuneConfig) -> Workload:
     with torch.device("meta"):
         classifier = AudioVisualClassifier(model, _CLASSES, pool_separate=objective.pool_separate)
     parameters = parameter_count(classifier, trainable_only=False)
+    trainable = parameters
+    if objective.freeze_encoder:
+        trainable -= parameter_count(classifier.encoder, trainable_only=False)
     tokens = model.num_audio_tokens * objective.audio + model.num_visual_tokens * objective.visual
     passes = 2 if objective.pool_separate else 1
     activations = activation_bytes(model, tokens, passes, _uses_bf16(config.train), decode=False)
+    if objective.freeze_encoder:
+        activations = 0
     arch = model.architecture
     block = arch.embed_dim * (4 * arch.embed_dim + 2 * int(arch.embed_dim * model.mlp_ratio))
     forward = 2.0 * tokens * (arch.modality_depth + arch.joint_depth * passes) * block
     flops = forward if objective.freeze_encoder else 3 * forward
-    return Workload(config.data, config.train, Path(config.output_dir), parameters, flops, activations)
+    output_dir = Path(config.output_dir)
+    return Workload(config.data, config.train, output_dir, parameters, trainable, flops, activations)
 
 
 def check(run: Workload, cluster: Cluster) -> Report:
@@ -189,8 +197,9 @@ def _check_batch(train: TrainConfig, cluster: Cluster, report: Report) -> int:
 
 
 def _check_disk(run: Workload, report: Report) -> None:
-    """Each checkpoint: float32 weights twice (DeepSpeed's and safetensors) and Adam's two moments."""
-    one, folder = 16 * run.parameters, run.output_dir.absolute()
+    """Each checkpoint: float32 weights (DeepSpeed's and safetensors), Adam's moments, with ZeRO its own weights."""
+    of_trained = 12 if run.train.parallel.zero_stage else 8
+    one, folder = 8 * run.parameters + of_trained * run.trainable, run.output_dir.absolute()
     needed = one * (run.train.keep_checkpoints + 1)
     folder = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(folder).free
@@ -201,54 +210,17 @@ def _check_disk(run: Workload, report: Report) -> None:
         report.say("disk", f"{text}; {free / _GB:.0f} GB free in {folder}")
 
 
-def state_bytes(parameters: int, world_size: int, zero_stage: int, bf16: bool) -> int:
-    """Bytes of weights, gradients and Adam's state on a GPU (arXiv 1910.02054, with float32 weights).
-
-    Stages 1 and 2 update a copy of each rank's part of the weights, which counts with Adam's moments.
-
-    Args:
-        parameters: Of the model.
-        world_size: Processes.
-        zero_stage: 1 partitions Adam's moments, 2 also the gradients.
-        bf16: Whether autocast keeps 16-bit copies of the weights.
-    """
-    gradients = 4 * parameters // (world_size if zero_stage >= 2 else 1)
-    moments = 12 * parameters // world_size if zero_stage >= 1 else 8 * parameters
-    return 4 * parameters + gradients + moments + (2 * parameters if bf16 else 0)
-
-
-def activation_bytes(model: ModelConfig, tokens: int, joint_passes: int, bf16: bool, decode: bool) -> int:
-    """Bytes that one clip's forward pass keeps for the backward pass; an estimate.
-
-    Args:
-        model: The model.
-        tokens: Tokens of the clip in the encoder.
-        joint_passes: How often they pass the joint blocks.
-        bf16: Whether autocast computes in 16 bits.
-        decode: Whether the decoder runs, over all tokens.
-    """
-    arch = model.architecture
-    all_tokens = (model.num_audio_tokens + model.num_visual_tokens) * decode
-    encoder = (arch.modality_depth + arch.joint_depth * joint_passes) * tokens * arch.embed_dim
-    decoder = arch.decoder_depth * all_tokens * arch.decoder_embed_dim
-    block = _BLOCK_BYTES if bf16 else 2 * _BLOCK_BYTES
-    if model.activation_checkpointing:  # each block's input, and one block in full
-        return 4 * (encoder + decoder) + block * max(
-            tokens * arch.embed_dim, all_tokens * arch.decoder_embed_dim
-        )
-    return block * (encoder + decoder)
-
-
 def _check_memory(run: Workload, micro_batch: int, cluster: Cluster, report: Report) -> None:
     activations, chosen = micro_batch * run.activations, run.train.parallel.zero_stage
     for stage in (0, 1, 2):
-        state = state_bytes(run.parameters, cluster.world_size, stage, _uses_bf16(run.train))
+        bf16 = _uses_bf16(run.train)
+        state = state_bytes(run.parameters, run.trainable, cluster.world_size, stage, bf16)
         total = (state + activations) / _GB
         parts = f"{state / _GB:.1f} weights, gradients, Adam + {activations / _GB:.1f} activations"
-        text = f"{total:.1f} GB a GPU: {parts}"
-        if stage == chosen and total > cluster.memory_gb:
+        text = f"{total:.1f} GB for each process: {parts}"
+        if stage == chosen and cluster.memory_gb and total > cluster.memory_gb:
             advice = "use more accumulation_steps, more GPUs, a higher zero_stage or activation_checkpointing"
-            report.object(f"ZeRO {stage}", f"{text}; more than its {cluster.memory_gb:.0f} GB: {advice}")
+            report.object(f"ZeRO {stage}", f"{text}; more than a GPU's {cluster.memory_gb:.0f} GB: {advice}")
         else:
             report.say(f"ZeRO {stage}", text + (" (this run)" if stage == chosen else ""))
 
@@ -256,10 +228,12 @@ def _check_memory(run: Workload, micro_batch: int, cluster: Cluster, report: Rep
 def _estimate_cost(run: Workload, clips: int, cluster: Cluster, report: Report) -> None:
     steps = run.train.total_steps(clips)
     samples = steps * run.train.parallel.global_batch_size
-    gpu_hours = run.flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
-    hours, basis = gpu_hours / cluster.world_size, f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
     report.say("steps", f"{steps} steps, {samples / clips:.1f} epochs, {samples} clips")
     report.say("FLOPs", f"{run.flops / 1e9:.1f} GFLOP a clip, {run.flops * samples:.3g} in all")
+    if not cluster.tflops:
+        return
+    gpu_hours = run.flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
+    hours, basis = gpu_hours / cluster.world_size, f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
     report.say("time", f"{hours:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up")
 
 
@@ -270,8 +244,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.preflight")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
     parser.add_argument("--processes", type=int, default=1, help="processes, or GPUs, on each node")
-    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU")
-    parser.add_argument("--gpu_tflops", type=float, default=312.0, help="peak of a GPU (312: A100 in bf16)")
+    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU; 0 for CPUs")
+    parser.add_argument(
+        "--gpu_tflops", type=float, default=312.0, help="peak of a GPU (312: A100 in bf16); 0 for CPUs"
+    )
     parser.add_argument("--mfu", type=float, default=0.3, help="share of the peak that is reached")
     own = parser.parse_args(given[:cut])
     script, *rest = given[cut + 1 :] or [""]

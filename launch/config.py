@@ -37,7 +37,7 @@ class LaunchConfig:
         sbatch: Further sbatch parameters, such as ``{reservation: winter, mail-type: END}``; ``true`` for a
             flag.
         srun_args: Further arguments of srun.
-        setup: Shell lines run on the first node before anything else: ``module load …``, ``source
+        setup: Lines of bash run on the first node before anything else: ``module load …``, ``source
             …/activate``.
         python: What runs Python on the nodes, such as ``singularity exec --nv image.sif python``; by default
             the Python that submits.
@@ -46,6 +46,9 @@ class LaunchConfig:
         rendezvous_seconds: How long the nodes of a job wait for each other.
         snapshot: Run a copy of the code, so that editing the tree does not change a job that waits.
         preflight: Check the training config, the data and the sizes before submitting.
+        gpu_memory_gb: Memory of a GPU, for the preflight.
+        gpu_tflops: Peak of a GPU in 10¹² FLOP/s (312: A100 in bf16), for the preflight's estimate of the time.
+        mfu: Share of that peak that the training reaches, for the same.
         seeds: One run for each seed, in an array.
         sweep: One run for each entry, a string of overrides such as ``optimizer.lr=1e-4
             model.mask_ratio=0.8``; with ``seeds``, for each pair.
@@ -78,6 +81,9 @@ class LaunchConfig:
     rendezvous_seconds: int = 600
     snapshot: bool = True
     preflight: bool = True
+    gpu_memory_gb: float = 80.0
+    gpu_tflops: float = 312.0
+    mfu: float = 0.3
     seeds: list[int] = field(default_factory=list)
     sweep: list[str] = field(default_factory=list)
     array_parallelism: int = 256
@@ -95,6 +101,10 @@ class LaunchConfig:
         for key in ("gpus_per_node", "max_requeues", "max_restarts"):
             if getattr(self, key) < 0:
                 raise ValueError(f"{key}: {getattr(self, key)} should not be negative")
+        for key in ("memory_gb", "gpu_memory_gb", "gpu_tflops", "mfu"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                raise ValueError(f"{key}: {value} should be above 0")
         if self.warning_seconds >= 60 * self.minutes:
             raise ValueError(
                 f"warning_seconds: {self.warning_seconds} leaves no time to train of minutes={self.minutes}"
@@ -110,6 +120,10 @@ class LaunchConfig:
             raise ValueError(
                 f"processes_per_node: {self.processes_per_node} with gpus_per_node={self.gpus_per_node}: a "
                 "worker has one GPU, so leave processes_per_node out"
+            )
+        if self.cluster == "debug" and (self.setup or self.python):
+            raise ValueError(
+                "setup, python: cluster=debug runs in the Python that you start; use cluster=local or leave them out"
             )
         if self.cluster == "local" and len(self.seeds) + len(self.sweep) > 1:
             raise ValueError(

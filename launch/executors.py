@@ -110,15 +110,27 @@ def _slurm(config: LaunchConfig, logs: Path, code: Path) -> SlurmExecutor:
 
 
 def _local(config: LaunchConfig, logs: Path) -> LocalExecutor:
-    executor = LocalExecutor(logs, max_num_timeout=config.max_requeues, python=config.python)
+    executor = LocalExecutor(logs, max_num_timeout=config.max_requeues, python=_local_python(config))
     visible = [int(gpu) for gpu in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu.isdigit()]
     executor.update_parameters(
         tasks_per_node=1,
         timeout_min=config.minutes,
         signal_delay_s=config.warning_seconds,
         stderr_to_stdout=True,
-        setup=list(config.setup),
         gpus_per_node=config.gpus_per_node,
         visible_gpus=tuple(visible),
     )
     return executor
+
+
+def _local_python(config: LaunchConfig) -> str:
+    """What runs the job's Python, after the setup lines.
+
+    submitit's own ``setup`` puts a shell between the job and the process that it takes for the job, which then
+    does not hear that it is cancelled.
+    """
+    python = config.python or shlex.quote(sys.executable)
+    if not config.setup:
+        return python
+    script = "\n".join(["set -e", *config.setup, 'exec "$@"'])
+    return f"bash -c {shlex.quote(script)} setup {python}"

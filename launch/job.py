@@ -6,8 +6,9 @@ wait:
 - the workers finish: so does the job;
 - a signal (time limit, preemption, someone's SIGUSR1): the workers are asked to stop, save a checkpoint and
   exit; node 0 requeues the job, which goes on from there;
-- a worker or a node fails: the other nodes' workers are ended, and up to ``max_restarts`` times all nodes
-  start again from the newest checkpoint, with a fresh port and rendezvous id.
+- a worker fails: the other nodes' workers are ended, and up to ``max_restarts`` times all nodes start again
+  from the newest checkpoint, with a fresh port and rendezvous id;
+- a node is heard of no more: the job is requeued, if SLURM has not done so by then.
 
 A job that comes back from the queue no further than last time stops with an error.
 """
@@ -195,7 +196,8 @@ class TrainingJob:
         state = status.state if status is not None and fresh else ""
         where = f"newest complete checkpoint: step {newest_checkpoint(self.output_dir)}"
         failures = [f"{r.host} (node {r.node}) exit {r.exit_code}" for r in reports if r.exit_code]
-        failures += [f"{attempt.nodes - len(reports)} nodes vanished"] * (len(reports) < attempt.nodes)
+        vanished = attempt.nodes - len(reports)
+        failures += [f"{vanished} of {attempt.nodes} nodes vanished"] * (vanished > 0)
         if not failures:
             return Decision("finish", "finished")
         if state == "finished":
@@ -208,6 +210,8 @@ class TrainingJob:
             return Decision("requeue", f"out of time before the workers had saved; {where}")
         said = f" ({status.message})" if status is not None and state == "failed" else ""
         failed = f"failed: {', '.join(failures)}{said}; {where}"
+        if vanished:  # this allocation cannot train any more; the queue gives another
+            return Decision("requeue", failed)
         if restarts_left:
             return Decision("restart", f"{failed}; starting again, {restarts_left} restarts left")
         return Decision("fail", f"{failed}; max_restarts={self.max_restarts} used up")

@@ -54,12 +54,8 @@ def _dry_run(config: LaunchConfig, runs: Sequence[TrainingRun]) -> int:
 
 def _submit(config: LaunchConfig, runs: Sequence[TrainingRun], wait: bool) -> int:
     _refuse_what_runs_already(runs)
-    if config.preflight and run_preflight(
-        runs[0].script.name, runs[0].arguments, config.nodes, config.processes
-    ):
-        raise ValueError(
-            "preflight found the problems above; nothing is submitted (--preflight=false skips it)"
-        )
+    if config.preflight:
+        _check(config, runs)
     base = _base(runs)
     code = _code_folder(config, base)
     if config.snapshot:
@@ -75,6 +71,20 @@ def _submit(config: LaunchConfig, runs: Sequence[TrainingRun], wait: bool) -> in
     if not wait:
         return 0
     return max(follow(record) for record in records)
+
+
+def _check(config: LaunchConfig, runs: Sequence[TrainingRun]) -> None:
+    """Runs the preflight for each entry of the sweep; runs that differ in the seed alone are checked once."""
+    gpu = {"gpu_memory_gb": config.gpu_memory_gb, "gpu_tflops": config.gpu_tflops, "mfu": config.mfu}
+    if not config.gpus_per_node:
+        gpu |= {"gpu_memory_gb": 0.0, "gpu_tflops": 0.0}
+    options = [f"--{key}={value}" for key, value in gpu.items()]
+    for run in runs[: len(config.sweep) or 1]:
+        if run_preflight(run.script.name, run.arguments, config.nodes, config.processes, options):
+            raise ValueError(
+                f"preflight found the problems above in {run.output_dir}; nothing is submitted "
+                "(--preflight=false skips it)"
+            )
 
 
 def _debug(jobs: Sequence[TrainingJob]) -> int:

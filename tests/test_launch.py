@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from support.node import SCRIPT
 from support.runs import PRETRAIN, ROOT, history, launcher, launcher_environment
+from support.shards import make_shards
 
 from launch.config import LaunchConfig
 from launch.executors import slurm_parameters
@@ -47,6 +48,8 @@ def test_the_launcher_imports_nothing_of_the_training_code():
         ({"gpus_per_node": 4, "processes_per_node": 2}, "processes_per_node: 2"),
         ({"minutes": 1, "warning_seconds": 60}, "warning_seconds: 60"),
         ({"cluster": "local", "seeds": [0, 1]}, "seeds, sweep: cluster=local"),
+        ({"cluster": "debug", "setup": ["module load cuda"]}, "setup, python: cluster=debug"),
+        ({"gpu_memory_gb": 0.0}, "gpu_memory_gb: 0.0"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused_by_key(settings, message):
@@ -144,6 +147,24 @@ def test_dry_run_prints_the_script_also_without_slurm(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_preflight_looks_at_every_entry_of_a_sweep(tmp_path):
+    arguments = (
+        "--cluster=debug",
+        "--gpus_per_node=0",
+        "--seeds=[0, 1]",
+        '--sweep=["seed=2", "optimiser.lr=1"]',
+    )
+    output = launch("submit", *arguments, "--", PRETRAIN, "data.train=nowhere", folder=tmp_path, code=2)
+    assert "nowhere does not exist" in output
+    assert "nothing is submitted" in output
+    make_shards(tmp_path / "shards", 4, 4)
+    rest = ("data.train=shards", "train.parallel.global_batch_size=2")
+    output = launch("submit", *arguments, "--", PRETRAIN, *rest, folder=tmp_path, code=2)
+    assert "--optimiser.lr=1" in output
+    assert "GPU hours" not in output
+    assert not (tmp_path / "runs").exists()
+
+
 LOCAL = ("--cluster=local", "--gpus_per_node=0", "--preflight=false", "--snapshot=false", "--minutes=5")
 
 
@@ -172,9 +193,12 @@ def test_a_local_job_is_signalled_requeued_and_finishes(tmp_path):
 
 
 def test_a_local_job_is_cancelled(tmp_path):
+    """Also with setup lines, which need a shell."""
     run = tmp_path / "runs" / "cancelled"
-    launch("submit", *LOCAL, "--name=cancelled", "--", SCRIPT, "--steps=9999", folder=tmp_path)
+    arguments = (*LOCAL, "--name=cancelled", f'--setup=["cd {tmp_path}", "touch \'set up\'"]')
+    launch("submit", *arguments, "--", SCRIPT, "--steps=9999", folder=tmp_path)
     wait_for(lambda: (run / "checkpoints").exists())
+    assert (tmp_path / "set up").exists()
     assert "cancelled" in launch("cancel", "cancelled", folder=tmp_path)
     wait_for(lambda: [attempt["action"] for attempt in history(run)] == ["end"])
     wait_for(lambda: "GONE" in launch("status", "cancelled", folder=tmp_path))  # it says "end", then exits

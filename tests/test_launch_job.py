@@ -119,6 +119,19 @@ def test_a_failure_on_one_node_restarts_all(tmp_path):
     assert len(started(run, 3)) == 2
 
 
+def test_a_node_that_vanishes_sends_the_job_back_to_the_queue(tmp_path):
+    run = tmp_path / "run"
+    nodes = [start_node(run, "steps=2000", node=i, nodes=2, rendezvous_seconds=8) for i in range(2)]
+    wait_for(lambda: (run / "checkpoints").exists() and started(run, 0) and started(run, 2))
+    nodes[1].kill()
+    nodes[1].communicate()
+    os.kill(int(started(run, 0)[0][0]), signal.SIGKILL)  # a real worker would find the others gone
+    code, output = finish(nodes[0])
+    assert code == 75, output
+    assert actions(run) == ["requeue"]
+    assert "1 of 2 nodes vanished" in history(run)[0]["message"]
+
+
 def job(tmp_path: Path, **settings) -> TrainingJob:
     return TrainingJob(("train.py",), tmp_path, tmp_path, processes=1, **settings)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,14 +44,13 @@ class Cluster:
     def wait_for_step(self, run: Path, step: int) -> None:
         self.wait(run, lambda: step_of(run) >= step, f"step {step}")
 
-    def wait_for_end(self, run: Path, seconds: float = 240) -> list[dict]:
-        """Waits until the run has finished for good; returns its history."""
-        self.wait(
-            run, lambda: bool(history(run)) and history(run)[-1]["action"] == "finish", "its end", seconds
-        )
-        return history(run)
+    def wait_for_end(self, run: Path, seconds: float = 480) -> list[str]:
+        """Waits until the run has finished for good; returns what the launcher decided after each attempt."""
+        self.wait(run, lambda: actions(run)[-1:] in (["finish"], ["fail"]), "its end", seconds)
+        assert actions(run)[-1] == "finish", f"{history(run)}\n{self.logs(run)}"
+        return actions(run)
 
-    def wait(self, run: Path, done: Callable[[], bool], what: str, seconds: float = 120) -> None:
+    def wait(self, run: Path, done: Callable[[], bool], what: str, seconds: float = 300) -> None:
         deadline = time.monotonic() + seconds
         while not done():
             assert time.monotonic() < deadline, f"{run} did not come to {what}:\n{self.logs(run)}"
@@ -60,25 +61,43 @@ class Cluster:
         while self.run("squeue", "--noheader").strip():
             time.sleep(0.5)
 
-    def logs(self, run: Path) -> str:
+    def logs(self, run: Path, whole: bool = False) -> str:
         files = sorted((run / "launch" / "logs").glob("*.out"))
-        return "\n".join(f"--- {file.name}\n{file.read_text()[-4000:]}" for file in files)
+        return "\n".join(f"--- {file.name}\n{file.read_text()[0 if whole else -4000 :]}" for file in files)
 
     def job_id(self, run: Path) -> str:
         return self.run("squeue", "--noheader", "--array", "--format=%i", f"--name={run.name}").split()[0]
 
+    def kill_node(self, name: str) -> None:
+        """All processes of a node at once, as when it loses its power; then SLURM is told that it is down."""
+        of_node = [pid for pid in _processes() if f"SLURMD_NODENAME={name}" in _words(pid, "environ")]
+        steps = {_parent(pid) for pid in of_node} - set(of_node)
+        steps = {pid for pid in steps if _words(pid, "cmdline")[0].startswith("slurmstepd")}
+        for pid in (*self._daemon(name), *steps, *of_node):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=vanished")
+
+    def revive_node(self, name: str) -> None:
+        self.run("slurmd", "-N", name)
+        self.run("scontrol", "update", f"nodename={name}", "state=resume")
+
+    def _daemon(self, name: str) -> list[int]:
+        return [pid for pid in _processes() if _words(pid, "cmdline")[:3] == ["slurmd", "-N", name]]
+
     def workers(self, run: Path) -> list[int]:
         """Process ids of the run's training processes, without their loader processes."""
         found = {}
-        for entry in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                words = Path(f"/proc/{entry}/cmdline").read_text().split("\0")
-                parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
-            except (FileNotFoundError, ProcessLookupError):
-                continue
+        for pid in _processes():
+            words = _words(pid, "cmdline")
             if f"--output_dir={run}" in words and "torch.distributed.run" not in words:
-                found[int(entry)] = parent
+                found[pid] = _parent(pid)
         return sorted(pid for pid, parent in found.items() if parent not in found)
+
+
+def actions(run: Path) -> list[str]:
+    """What the launcher decided after each attempt, in order."""
+    return [attempt["action"] for attempt in history(run)]
 
 
 def assert_same_losses(run: Path, reference: Path) -> None:
@@ -87,3 +106,22 @@ def assert_same_losses(run: Path, reference: Path) -> None:
     different = [step for step in expected if interrupted.get(step) != expected[step]]
     assert not different, f"losses differ first in step {different[0]} of {len(expected)}"
     assert interrupted.keys() == expected.keys()
+
+
+def _processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _words(pid: int, file: str) -> list[str]:
+    """``cmdline`` or ``environ`` of a process; one empty word for one that is gone."""
+    try:
+        return Path(f"/proc/{pid}/{file}").read_text(errors="replace").split("\0")
+    except (FileNotFoundError, ProcessLookupError):
+        return [""]
+
+
+def _parent(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
