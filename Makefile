@@ -3,6 +3,9 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 SEEDS ?= 0
 
+# Bytecode is kept, whatever the shell says: else every process of a test compiles torch and DeepSpeed anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: env env-dev demo test test-cluster check clean
 
 # One environment, made again when the requirements change: what training needs, and on top of it what tests need.

@@ -2,12 +2,12 @@
 
     python benchmarks/kill_campaign.py --kills 30 --seed 0
 
-Kill -9 of one rank, of all ranks or of torchrun itself, at moments drawn from the seed: after so many seconds
-of training, or while a checkpoint is being written (seen by its temporary folder). After each kill the same
-command is started again. Reports for each kill where it came, the step gone on from and the steps computed
-twice; at the end whether every step's loss equals the undisturbed run's exactly, and the time lost. With
-``--clean N`` it also counts how many of N undisturbed runs exit with status 0. Exit status 0 only if all is
-as it should be.
+Kill -9 of one rank, of all ranks or of torchrun itself, at moments drawn from the seed: so many steps after the
+run went on and a moment later, or a moment after a checkpoint has begun to be written (seen by its temporary
+folder, which is looked at once more just before the kill). After each kill the same command is started again.
+Reports for each kill where it came, the step gone on from and the steps computed twice; at the end whether every
+step's loss equals the undisturbed run's exactly, and the time lost. With ``--clean N`` it also counts how many of
+N undisturbed runs exit with status 0. Exit status 0 only if all is as it should be.
 """
 
 from __future__ import annotations
@@ -34,22 +34,28 @@ from launch.progress import newest_checkpoint  # noqa: E402
 from launch.torchrun import Torchrun, worker_environment  # noqa: E402
 
 _COMMAND = ("torch.distributed.run", "--standalone", "--nproc_per_node=2", PRETRAIN, "--config", "run.yaml")
+_VICTIMS = ("rank 0", "rank 1", "all ranks", "torchrun")
 
 
 @dataclass(frozen=True)
 class Kill:
-    """After so many seconds of training, or then while a checkpoint is written, the victim dies."""
+    """After so many steps, or at the first checkpoint then, and so many seconds more, the victim dies."""
 
-    after: float
+    steps: int
+    seconds: float
     in_write: bool
     victim: str
 
 
-def plan_kills(count: int, seed: int, longest: float) -> list[Kill]:
-    """The campaign, a pure function of its arguments: every third kill during checkpoint writing."""
+def plan_kills(count: int, seed: int, most_steps: int) -> list[Kill]:
+    """The campaign, a pure function of its arguments: every second kill aims at the writing of a checkpoint."""
     rng = random.Random(seed)
-    victims = ("rank 0", "rank 1", "all ranks", "torchrun")
-    return [Kill(rng.uniform(0.05, longest), i % 3 == 0, rng.choice(victims)) for i in range(count)]
+    kills = []
+    for number in range(count):
+        in_write = number % 2 == 0
+        seconds = rng.uniform(0, 0.05 if in_write else 0.3)
+        kills.append(Kill(rng.randrange(most_steps), seconds, in_write, rng.choice(_VICTIMS)))
+    return kills
 
 
 def main() -> int:
@@ -77,7 +83,7 @@ def main() -> int:
 
 def _campaign(options: argparse.Namespace, folder: Path) -> tuple[int, dict[str, float]]:
     """Runs are disturbed one after another until the planned kills are used up."""
-    kills = plan_kills(options.kills, options.seed, options.longest)
+    kills = plan_kills(options.kills, options.seed, options.most_steps)
     expected = losses(folder / "undisturbed")
     total = {"runs": 0, "different": 0, "in_write": 0, "lost_steps": 0, "seconds": 0.0}
     done = 0
@@ -102,23 +108,27 @@ def _campaign(options: argparse.Namespace, folder: Path) -> tuple[int, dict[str,
 
 def _run_and_kill(folder: Path, run: Path, kill: Kill) -> dict | None:
     """Starts or resumes ``run`` and kills it; None if it was faster."""
-    before, left_over = run_stamp(run), _writings(run)
+    before, left_over, reached = run_stamp(run), _writings(run), newest_checkpoint(run) or 0
     child = _start(folder, run)
     try:
         while run_stamp(run) == before:  # until this attempt trains
             if child.exit_code() is not None:
                 return None
             time.sleep(0.02)
-        until = time.monotonic() + kill.after
-        while time.monotonic() < until or (kill.in_write and not _writings(run) - left_over):
+        while step_of(run) < reached + kill.steps or (kill.in_write and not _writings(run) - left_over):
             if child.exit_code() is not None:
                 return None
             time.sleep(0.002)
         child.watch()
+        time.sleep(kill.seconds)
+        if child.exit_code() is not None:
+            return None
         writing = bool(_writings(run) - left_over)
         for pid in _victims(child, kill.victim):
-            os.kill(pid, signal.SIGKILL)
-        child.process.wait(60)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if child.process.wait(120) == 0:
+            return None
     finally:
         child.kill()
     step, checkpoint = step_of(run), newest_checkpoint(run) or 0
@@ -179,7 +189,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--kills", type=int, default=30, help="how many")
     parser.add_argument("--seed", type=int, default=0, help="decides when and whom")
     parser.add_argument("--steps", type=int, default=240, help="steps of the run")
-    parser.add_argument("--longest", type=float, default=4.0, help="latest kill, in seconds of training")
+    parser.add_argument("--most_steps", type=int, default=60, help="a kill comes at most so many steps later")
     parser.add_argument("--clean", type=int, default=0, help="runs left alone, to count clean exits")
     parser.add_argument("--folder", help="keep the runs here; a temporary folder otherwise")
     return parser.parse_args()

@@ -6,6 +6,7 @@ command as one would type it by hand. Prints job ids and where logs go.
 
 from __future__ import annotations
 
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -46,9 +47,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _dry_run(config: LaunchConfig, runs: Sequence[TrainingRun]) -> int:
     base = _base(runs)
-    print(sbatch_script(config, base / "launch" / "logs", _code_folder(config, base), len(runs)))
+    if config.cluster == "slurm":
+        print(sbatch_script(config, base / "launch" / "logs", _code_folder(config, base), len(runs)))
+    else:
+        print(f"# cluster={config.cluster}: {config.processes} processes on this machine, no sbatch script")
     for run in runs:
-        print(f"# {run.script} {' '.join(run.arguments)}")
+        print(f"# {shlex.join([str(run.script), *run.arguments])}")
     return 0
 
 

@@ -145,6 +145,10 @@ def test_dry_run_prints_the_script_also_without_slurm(tmp_path):
     ):
         assert line in output
     assert not (tmp_path / "runs").exists()
+    here = launch("submit", "--dry_run", "--cluster=local", "--", PRETRAIN, "data.train=a b", folder=tmp_path)
+    assert "8 processes on this machine" in here
+    assert "'data.train=a b'" in here
+    assert "#SBATCH" not in here
 
 
 def test_preflight_looks_at_every_entry_of_a_sweep(tmp_path):
