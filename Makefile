@@ -30,7 +30,7 @@ test: env-dev
 
 # Brings up a SLURM of its own on this machine (as root it installs Debian's packages) and takes it down again.
 test-cluster: env-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m cluster --timeout 600
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m cluster -rs --timeout 1200
 
 check: env-dev
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@
     python benchmarks/kill_campaign.py --kills 30 --seed 0
 
 Kill -9 of one rank, of all ranks or of torchrun itself, at moments drawn from the seed: so many steps after the
-run went on and a moment later, or a moment after a checkpoint has begun to be written (seen by its temporary
-folder, which is looked at once more just before the kill). After each kill the same command is started again.
+run went on and a moment later, or a moment after a checkpoint has begun to be written. (Counted as such is
+a kill that leaves the unfinished checkpoint's temporary folder behind.) After each kill the same command is started again.
 Reports for each kill where it came, the step gone on from and the steps computed twice; at the end whether every
 step's loss equals the undisturbed run's exactly, and the time lost. With ``--clean N`` it also counts how many of
 N undisturbed runs exit with status 0. Exit status 0 only if all is as it should be.
@@ -115,16 +115,14 @@ def _run_and_kill(folder: Path, run: Path, kill: Kill) -> dict | None:
             if child.exit_code() is not None:
                 return None
             time.sleep(0.02)
+        child.watch()
+        victims = _victims(child, kill.victim)
         while step_of(run) < reached + kill.steps or (kill.in_write and not _writings(run) - left_over):
             if child.exit_code() is not None:
                 return None
             time.sleep(0.002)
-        child.watch()
         time.sleep(kill.seconds)
-        if child.exit_code() is not None:
-            return None
-        writing = bool(_writings(run) - left_over)
-        for pid in _victims(child, kill.victim):
+        for pid in victims:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         if child.process.wait(120) == 0:
@@ -132,7 +130,8 @@ def _run_and_kill(folder: Path, run: Path, kill: Kill) -> dict | None:
     finally:
         child.kill()
     step, checkpoint = step_of(run), newest_checkpoint(run) or 0
-    return {"victim": kill.victim, "in_write": writing, "step": step, "goes_on_from": checkpoint,
+    in_write = bool(_writings(run) - left_over)
+    return {"victim": kill.victim, "in_write": in_write, "step": step, "goes_on_from": checkpoint,
             "lost_steps": max(0, step - checkpoint)}  # fmt: skip
 
 
