@@ -4,7 +4,7 @@
 
 Kill -9 of one rank, of all ranks or of torchrun itself, at moments drawn from the seed: so many steps after the
 run went on and a moment later, or a moment after a checkpoint has begun to be written. (Counted as such is
-a kill that leaves the unfinished checkpoint's temporary folder behind.) After each kill the same command is started again.
+a kill that leaves the unfinished folder behind.) After each kill the same command is started again.
 Reports for each kill where it came, the step gone on from and the steps computed twice; at the end whether every
 step's loss equals the undisturbed run's exactly, and the time lost. With ``--clean N`` it also counts how many of
 N undisturbed runs exit with status 0. Exit status 0 only if all is as it should be.

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from submitit import Job, LocalExecutor, SlurmExecutor
+from submitit.core.utils import FailedJobError
 from submitit.slurm.slurm import _make_sbatch_string
 
 from launch.config import LaunchConfig
@@ -29,14 +30,17 @@ def submit_jobs(config: LaunchConfig, jobs: Sequence[TrainingJob], logs: Path, c
         code: The folder whose `launch` package the job runs.
 
     Raises:
-        ValueError: This machine has no SLURM.
+        ValueError: This machine has no SLURM, or SLURM refuses the jobs.
     """
     executor = _slurm(config, logs, code) if config.cluster == "slurm" else _local(config, logs)
-    with chdir(code), _apart() if config.cluster == "local" else nullcontext():
-        if len(jobs) == 1:
-            return [executor.submit(jobs[0])]
-        with executor.batch():
-            submitted = [executor.submit(job) for job in jobs]
+    try:
+        with chdir(code), _apart() if config.cluster == "local" else nullcontext():
+            if len(jobs) == 1:
+                return [executor.submit(jobs[0])]
+            with executor.batch():
+                submitted = [executor.submit(job) for job in jobs]
+    except FailedJobError as error:
+        raise ValueError(f"the cluster refuses the job: {str(error).strip()}") from error
     return submitted
 
 

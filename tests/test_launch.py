@@ -169,6 +169,20 @@ def test_preflight_looks_at_every_entry_of_a_sweep(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_what_the_cluster_refuses_is_said_in_its_words(tmp_path):
+    for name in ("sbatch", "srun"):
+        (tmp_path / name).write_text(
+            "#!/bin/sh\necho 'sbatch: error: invalid partition specified: gpuu' >&2\nexit 1\n"
+        )
+        (tmp_path / name).chmod(0o755)
+    command = launcher("submit", "--partition=gpuu", "--preflight=false", "--snapshot=false", "--", SCRIPT)
+    environment = launcher_environment(PATH=f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "refuses the job: sbatch: error: invalid partition specified: gpuu" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 LOCAL = ("--cluster=local", "--gpus_per_node=0", "--preflight=false", "--snapshot=false", "--minutes=5")
 
 

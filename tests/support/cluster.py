@@ -113,10 +113,10 @@ def _processes() -> list[int]:
 
 
 def _words(pid: int, file: str) -> list[str]:
-    """``cmdline`` or ``environ`` of a process; one empty word for one that is gone."""
+    """``cmdline`` or ``environ`` of a process; one empty word for one that is gone or another's."""
     try:
         return Path(f"/proc/{pid}/{file}").read_text(errors="replace").split("\0")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
         return [""]
 
 
