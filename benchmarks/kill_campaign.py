@@ -69,7 +69,11 @@ def main() -> int:
         undisturbed = time.monotonic() - started
         print(f"undisturbed: {options.steps} steps in {undisturbed:.0f} s", flush=True)
         killed, disturbed = _campaign(options, folder)
-        clean = sum(_exits_cleanly(folder, i) for i in range(options.clean))
+        clean = 0
+        for done in range(1, options.clean + 1):
+            clean += _exits_cleanly(folder, done)
+            if done % 10 == 0:
+                print(f"clean exits so far: {clean} of {done}", flush=True)
     same = disturbed["different"] == 0
     print(f"{killed} kills in {disturbed['runs']} runs of {options.steps} steps")
     print(f"{disturbed['in_write']} of them while a checkpoint was written")
