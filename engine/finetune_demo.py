@@ -105,7 +105,10 @@ def main() -> None:
     options = parser.parse_args()
     with distributed() as world:
         setup_console(is_main=False)  # the runs' own lines would be a flood
-        results = finetune_demo(options.init, options.shards, options.out, world, options.seeds)
+        try:
+            results = finetune_demo(options.init, options.shards, options.out, world, options.seeds)
+        except ValueError as error:
+            parser.exit(1, f"error: {error}\n")
         if world.is_main:
             write_atomically(options.out / "results.json", json.dumps(results, indent=1) + "\n")
 
