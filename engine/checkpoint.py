@@ -121,9 +121,8 @@ def save_checkpoint(
         state = CheckpointState(step, world.size, zero_stage, torch.__version__, deepspeed.__version__)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
     world.barrier()
-    _sync_tree(
-        temporary
-    )  # on every node: one that vanishes later must not take pages it had yet to write with it
+    # On every node: one that vanishes later must not take along what it had yet to write.
+    _sync_tree(temporary)
     world.barrier()
     if world.is_main:
         shutil.rmtree(final, ignore_errors=True)
