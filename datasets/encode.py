@@ -132,8 +132,8 @@ class Encoder:
         metadata = {
             "id": task.id,
             "labels": [self.labels[i] for i in task.labels],
-            "start": task.start
-            or 0.0,  # in the video, also where the file is a segment already cut out of it
+            # In the video, also where the file is a segment already cut out of it.
+            "start": task.start or 0.0,
             "duration": round(clip.duration, 6),
             "frame_times": clip.frame_times,
             "source": printable(task.source),
