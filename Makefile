@@ -1,7 +1,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
-SEEDS ?= 0
+SEEDS ?= 0 1 2
 
 # Bytecode is kept, whatever the shell says: else every process of a test compiles torch and DeepSpeed anew.
 unexport PYTHONDONTWRITEBYTECODE

@@ -32,9 +32,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("data/demo"), help="where videos and shards go")
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="where the runs go")
     parser.add_argument(
-        "--clips", type=int, nargs=3, default=(1200, 250, 250), metavar=("TRAIN", "VAL", "TEST")
+        "--clips", type=int, nargs=3, default=(1200, 250, 500), metavar=("TRAIN", "VAL", "TEST")
     )
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0,), help="of fine-tuning")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2), help="of fine-tuning")
     parser.add_argument(
         "overrides", nargs="*", help="config overrides for pretraining, such as train.steps=20"
     )
@@ -99,11 +99,14 @@ def finetune(data: Path, run: Path, seeds: Sequence[int]) -> dict[str, Any]:
 
 def export(run: Path) -> None:
     """Exports the pretrained encoders: one file of Earsight's own, and folders that timm opens."""
-    for name in ("earsight", "timm"):
-        out = run / "export" / name
-        if not out.exists():
-            command = ["-m", "models.export", str(run / "pretrain"), str(out), "--format", name]
-            _run(f"exporting ({name})", command)
+    folders = {name: run / "export" / name for name in ("earsight", "timm")}
+    commands = [
+        ["-m", "models.export", str(run / "pretrain"), str(folder), "--format", name]
+        for name, folder in folders.items()
+        if not folder.exists()
+    ]
+    if commands:
+        _run("exporting", *commands)
 
 
 def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
