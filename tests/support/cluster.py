@@ -79,8 +79,12 @@ class Cluster:
         self.run("scontrol", "update", f"nodename={name}", "state=down", "reason=vanished")
 
     def revive_node(self, name: str) -> None:
+        """Starts a node's daemon, which makes SLURM use it again (up.sh: ``ReturnToService=2``)."""
         self.run("slurmd", "-N", name)
-        self.run("scontrol", "update", f"nodename={name}", "state=resume")
+        deadline = time.monotonic() + 120
+        while "down" in self.run("sinfo", "--noheader", f"--nodes={name}", "--format=%T"):
+            assert time.monotonic() < deadline, f"{name} does not come back"
+            time.sleep(0.5)
 
     def _daemon(self, name: str) -> list[int]:
         return [pid for pid in _processes() if _words(pid, "cmdline")[:3] == ["slurmd", "-N", name]]
