@@ -21,6 +21,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from datasets.durable import write_atomically
 from datasets.scan import ScannedSample, ShardScan, scan_shard
 from datasets.shards import (
     AUDIO_SUFFIXES,
@@ -28,7 +29,6 @@ from datasets.shards import (
     VIDEO_SUFFIXES,
     ShardError,
     ShardInfo,
-    write_atomically,
 )
 from datasets.table import ClipTable, TableBuilder, TableRow
 

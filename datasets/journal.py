@@ -17,9 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from datasets.durable import write_atomically
 from datasets.fbank import Moments
 from datasets.index import PREPARE_FOLDER, Label, Reject
-from datasets.shards import ShardInfo, write_atomically
+from datasets.shards import ShardInfo
 from datasets.sources import Plan, Task
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datasets.durable import write_atomically
 from datasets.encode import Encoded
 from datasets.index import INDEX_NAME, Reject, ShardIndex
 from datasets.journal import Progress, SplitJournal
-from datasets.shards import SHARD_PATTERN, ShardWriter, write_atomically
+from datasets.shards import SHARD_PATTERN, ShardWriter
 from datasets.sources import Task
 
 REJECTS_NAME = "rejects.csv"

@@ -26,6 +26,7 @@ from typing import TypeVar
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
+from datasets.durable import TEMPORARY_SUFFIX
 from datasets.encode import Encoded, Encoder, EncodeSettings, Work
 from datasets.fbank import Moments, spread_rows
 from datasets.index import INDEX_NAME, Reject, ShardIndex, build_table
@@ -42,7 +43,7 @@ from datasets.output import (
 )
 from datasets.pieces import FileLength, cut_into_clips
 from datasets.pool import Failure, WorkerPool
-from datasets.shards import TEMPORARY_SUFFIX, ShardError
+from datasets.shards import ShardError
 from datasets.sources import (
     VIDEO_SUFFIXES,
     Files,

@@ -27,8 +27,9 @@ from urllib.request import url2pathname
 
 from webdataset.gopen import gopen, gopen_schemes
 
+from datasets.durable import TEMPORARY_SUFFIX
 from datasets.index import INDEX_NAME, ShardIndex, check_size
-from datasets.shards import TEMPORARY_SUFFIX, ShardError, ShardInfo
+from datasets.shards import ShardError, ShardInfo
 from datasets.table import TABLE_NAME, ClipTable
 
 _LOCKS = ".locks"

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from datasets.durable import TEMPORARY_SUFFIX, fsync
+
 
 class ShardError(ValueError):
     """A shard, its index or its table is missing, damaged, or not what the index says."""
@@ -36,7 +38,6 @@ IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
 VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
 
 SHARD_PATTERN = "shard-{:06d}.tar"
-TEMPORARY_SUFFIX = ".partial"
 
 _LEGAL_KEY = re.compile(r"[A-Za-z0-9_-]+")
 _MAX_KEY = 80  # leaves room for the longest member suffix in the 100 characters of a plain tar name
@@ -192,7 +193,7 @@ class ShardWriter:
         except BaseException:
             self.discard()
             raise
-        fsync_folder(self.path.parent)
+        fsync(self.path.parent)
         self.info = ShardInfo(
             self.path.name, self.num_samples, self._file.size, self._file.digest.hexdigest()
         )
@@ -238,31 +239,3 @@ class _HashingFile:
         # Closing writes the buffer's rest, which fails again on a full disk; the file is removed anyway.
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-def fsync_folder(folder: Path) -> None:
-    """Makes renames in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a small file under a temporary name, flushes it, and renames it to ``path``.
-
-    Raises:
-        OSError: The disk is full or fails; nothing is left behind.
-    """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    fsync_folder(path.parent)

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from datasets.durable import write_atomically
 from datasets.shards import (
     AUDIO_SUFFIXES,
     BLOCK,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     ShardError,
-    write_atomically,
 )
 
 TABLE_NAME = "index.table"

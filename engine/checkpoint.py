@@ -30,6 +30,7 @@ import torch
 import yaml
 from torch import Tensor, nn
 
+from datasets.durable import fsync
 from engine.distributed import World
 from models.files import write_safetensors
 
@@ -127,7 +128,7 @@ def save_checkpoint(
     if world.is_main:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _sync(folder)
+        fsync(folder)
         for old in find_checkpoints(run)[:-keep]:
             remove(old)
     world.barrier()
@@ -266,13 +267,5 @@ def weights_are_finite(module: nn.Module) -> bool:
 
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*")):
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        fsync(path)
+    fsync(folder)

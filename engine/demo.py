@@ -18,7 +18,8 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from engine.runlog import read_metrics, write_atomically
+from datasets.durable import write_atomically
+from engine.runlog import read_metrics
 
 _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
 STARTS = ("scratch", "pretrained")

@@ -25,13 +25,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from datasets.batch import AVBatch, Ticket, collate
+from datasets.durable import write_atomically
 from datasets.reader import FrameChoice, all_frames, middle_frame
 from engine.backbones import is_backbone, load_backbone
 from engine.embed_sources import SUFFIXES, EmbedSource, open_source
 from engine.embedder import EarsightEmbedder, Embedder
 from engine.embeddings import Columns, check_target, write_embeddings
 from engine.namesake import check_datasets
-from engine.runlog import logger, setup_console, write_atomically
+from engine.runlog import logger, setup_console
 from models import load_pretrained
 from models.convert import parse_settings
 from models.description import weights_hash

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from datasets.durable import write_atomically
 from datasets.sampling import epoch_order
 from engine.averaging import WeightAverage
 from engine.checkpoint import CheckpointError, find_checkpoints, load_weights
@@ -26,7 +27,7 @@ from engine.objectives.base import Objective
 from engine.objectives.classification import Classification
 from engine.peak import measured_peak_flops
 from engine.predictions import predict
-from engine.runlog import RunLog, logger, write_atomically
+from engine.runlog import RunLog, logger
 from engine.scores import summary_scores
 from engine.trainer import Trainer, TrainingData
 from models import AudioVisualClassifier, parameter_count

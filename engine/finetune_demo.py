@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from datasets.durable import write_atomically
 from engine.config import parse_config
 from engine.distributed import World, distributed
 from engine.evaluation import FinalEvaluation
@@ -23,7 +24,7 @@ from engine.finetune import build_classification, finetune
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import open_labelled
 from engine.objectives.classification import Modalities
-from engine.runlog import setup_console, write_atomically
+from engine.runlog import setup_console
 
 _CONFIG = "configs/finetune_tiny.yaml"
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from datasets.durable import write_atomically
 from engine.predictions import Predictions
-from engine.runlog import write_atomically
 
 
 def write_report(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import sys
 import time
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 from tqdm import tqdm
+
+from datasets.durable import write_atomically
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -108,13 +109,6 @@ class RunLog:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a small text file so that a reader sees the old or the new one, never a part."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    temporary.replace(path)
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

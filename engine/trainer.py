@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
+from datasets.durable import write_atomically
 from engine.averaging import WeightAverage
 from engine.checkpoint import (
     Checkpoint,
@@ -33,7 +34,7 @@ from engine.distributed import World
 from engine.metrics import MetricBuffer, mean_metrics
 from engine.objectives.base import Objective
 from engine.optimizer import OptimizerConfig, build_optimizer, clip_gradients, set_lr
-from engine.runlog import RunLog, logger, write_atomically
+from engine.runlog import RunLog, logger
 from engine.schedule import ScheduleConfig, lr_factor
 from engine.stop import StopRequest
 

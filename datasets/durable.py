@@ -1,0 +1,41 @@
+"""Files that are there whole or not at all, also after a power cut."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+#: Ends the names of files that are being written.
+TEMPORARY_SUFFIX = ".partial"
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Writes a small file under a temporary name, flushes it, and renames it to ``path``.
+
+    Args:
+        path: The file.
+        content: What it is to hold; text becomes UTF-8.
+
+    Raises:
+        OSError: The disk is full or fails; nothing is left behind.
+    """
+    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync(path.parent)
+
+
+def fsync(path: Path) -> None:
+    """Makes what a file holds, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
