@@ -7,6 +7,7 @@ the same files again; those that the oldest checkpoint cannot need any more are 
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,30 @@ class WeightAverage:
         """Whether an epoch to be averaged ends with ``step``."""
         return self._epoch_that_ends(step) is not None
 
+    def check(self, step: int, total_steps: int) -> None:
+        """Makes sure that a run of ``total_steps`` that goes on at ``step`` will have what it averages.
+
+        Raises:
+            ValueError: It ends before the first epoch wanted, or that one is past and was not kept.
+        """
+        first = self.config.first_epoch
+        assert first is not None
+        if self._end(first) > total_steps:
+            raise ValueError(
+                f"averaging.first_epoch is {first}, but the run ends with step {total_steps}, after "
+                f"{total_steps / self.steps_per_epoch:.3g} epochs: nothing would be averaged; lower it, or set it to "
+                "null"
+            )
+        last = self.config.last_epoch or math.inf
+        done = first - 1
+        while done < last and self._end(done + 1) <= step:
+            done += 1
+        if done >= first and not self._path(done).is_file():
+            raise ValueError(
+                f"averaging.first_epoch is {first}, but {self.run} is at step {step} and has no mean of the weights "
+                f"up to epoch {done} ({self._path(done).name}); set it to {done + 1} or later, or to null"
+            )
+
     def update(self, model: nn.Module, step: int) -> None:
         """Takes the weights of ``model`` after ``step`` into the mean."""
         epoch = self._epoch_that_ends(step)
@@ -83,9 +108,13 @@ class WeightAverage:
         nearest = round(step / self.steps_per_epoch)
         for epoch in (nearest, nearest + 1):
             wanted = first <= epoch and (last is None or epoch <= last)
-            if wanted and step == max(1, int(epoch * self.steps_per_epoch)):
+            if wanted and step == self._end(epoch):
                 return epoch
         return None
+
+    def _end(self, epoch: int) -> int:
+        """The step with which an epoch ends."""
+        return max(1, int(epoch * self.steps_per_epoch))
 
     def _path(self, epoch: int) -> Path:
         return self.run / "average" / f"epoch_{epoch:04d}.safetensors"

@@ -102,8 +102,9 @@ class FinalEvaluation:
             results[name] = summary_scores(scores, labels)
             for metric, (low, high) in bootstrap(scores, labels, self.config.evaluation.bootstrap).items():
                 results[name] |= {f"{metric}_low": low, f"{metric}_high": high}
-        best = list(predictions.scores)[-1]
-        each = class_scores(predictions.scores[best], labels)
+        own = str(self.config.objective.modalities)
+        shown = f"{own}_ensemble" if f"{own}_ensemble" in predictions.scores else own
+        each = class_scores(predictions.scores[shown], labels)
         table = [
             {"class": name, "positives": count, "average_precision": ap, "auc": auc}
             for name, count, ap, auc in zip(
@@ -121,7 +122,7 @@ class FinalEvaluation:
             "classes": len(self.train.classes),
             "classes_without_positives": [row["class"] for row in table if not row["positives"]],
             "results": results,
-            "per_class_of": best,
+            "per_class_of": shown,
             "per_class": table,
         }
 
@@ -134,7 +135,7 @@ class FinalEvaluation:
         features: tuple[Features, Features] | None,
     ) -> None:
         """Scalars and pictures into TensorBoard and ``RUN/pictures``."""
-        log = RunLog(self.run, self.step, self.step)
+        log = RunLog(self.run, None, self.step)
         for result, values in report.get("results", {}).items():
             log.metrics(self.step, {f"{name}/{result}_{metric}": value for metric, value in values.items()})
         if "frozen_features" in report:

@@ -10,7 +10,7 @@ import torch
 from datasets.durable import write_atomically
 from datasets.sampling import epoch_order
 from engine.averaging import WeightAverage
-from engine.checkpoint import CheckpointError, find_checkpoints, load_weights
+from engine.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
 from engine.config import save_config
 from engine.distributed import World
 from engine.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
@@ -18,6 +18,7 @@ from engine.evaluation import FinalEvaluation
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import (
     LabelledSet,
+    check_held_out,
     check_training_labels,
     held_out_loader,
     open_labelled,
@@ -49,7 +50,10 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
     """
     run = Path(config.output_dir)
     train = open_labelled(config, config.data.train)
+    check_held_out(config, train)
     if config.eval_only:
+        if world.is_main:
+            save_config(run / "evaluation", config_yaml)
         return evaluate_only(config, world, train, run)
     check_training_labels(config, train)
     objective = build_classification(config, train)
@@ -76,13 +80,17 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
 def build_trainer(
     config: FinetuneConfig, config_yaml: str, world: World, train: LabelledSet, objective: Classification
 ) -> Trainer:
-    """The trainer, at the newest checkpoint of the run."""
+    """The trainer, at the newest checkpoint of the run.
+
+    Raises:
+        ValueError: ``config.averaging`` asks for what this run can't give.
+    """
     run, parallel = Path(config.output_dir), config.train.parallel
     places = len(epoch_order(train.table, config.sampling, config.seed, config.data.shuffle_window))
     average = None
     if config.averaging.first_epoch is not None:
         average = WeightAverage(config.averaging, run, places / parallel.global_batch_size)
-    return Trainer(
+    trainer = Trainer(
         objective,
         config.train,
         config.optimizer,
@@ -95,6 +103,9 @@ def build_trainer(
         peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
         average=average,
     )
+    if average is not None:
+        average.check(trainer.step, trainer.total_steps)
+    return trainer
 
 
 def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
@@ -126,7 +137,9 @@ def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run:
         CheckpointError: There are no weights.
         WeightsError: They do not fit.
     """
-    sources = _weights_of(run)
+    checkpoints = find_checkpoints(run)
+    step = checkpoints[-1].state.step if checkpoints else 0
+    sources = _weights_of(run, checkpoints)
     if sources:
         check_classes(run, train)
     elif config.init is not None:
@@ -144,12 +157,11 @@ def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run:
             logger.info("%s has no head: only its frozen features are measured", source)
             load_encoder_weights(source, model.encoder, config.fbank, allow)
         objective = Classification(model, config.fbank, config.objective).to(world.device)
-        FinalEvaluation(config, train, world, run, 0)(objective, name, classify=classify)
+        FinalEvaluation(config, train, world, run, step)(objective, name, classify=classify)
     return True
 
 
-def _weights_of(run: Path) -> dict[str, str]:
-    checkpoints = find_checkpoints(run)
+def _weights_of(run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
     found = {"last": str(checkpoints[-1].path)} if checkpoints else {}
     means = sorted((run / "average").glob("epoch_*.safetensors"))
     return found | ({"averaged": str(means[-1])} if means else {})

@@ -86,6 +86,24 @@ def check_training_labels(config: FinetuneConfig, train: LabelledSet) -> None:
             )
 
 
+def check_held_out(config: FinetuneConfig, train: LabelledSet) -> None:
+    """Makes sure, before anything is trained, that the sets to evaluate on can be.
+
+    Raises:
+        ValueError: A set has no labels or classes that ``train`` lacks; or features of sound and picture are
+            wanted of a set without one of them.
+        ShardError: A set is missing or damaged.
+    """
+    for location in dict.fromkeys(filter(None, (config.data.val, config.evaluation_shards))):
+        class_places(train, open_labelled(config, location))
+    if config.evaluation.frozen_features and config.evaluation_shards is not None:
+        for other in (train, open_labelled(config, config.evaluation_shards)):
+            if not (other.table.num_with_audio and other.table.num_with_frames):
+                raise ValueError(
+                    f"evaluation.frozen_features needs sound and frames, and {other.location} lacks one of them"
+                )
+
+
 def class_places(train: LabelledSet, other: LabelledSet) -> list[int]:
     """For each class of ``other``, its place in the vocabulary of ``train``.
 

@@ -39,13 +39,14 @@ class RunLog:
 
     Args:
         run: The run's folder, or None for a rank that writes nothing.
-        start_step: Records after it belong to an interrupted attempt and are taken out of ``metrics.jsonl``.
+        start_step: Records after it belong to an interrupted attempt and are taken out of ``metrics.jsonl``; None
+            adds to what is there, whatever its step.
         total_steps: For the progress bar and the time left.
     """
 
-    def __init__(self, run: Path | None, start_step: int, total_steps: int) -> None:
+    def __init__(self, run: Path | None, start_step: int | None, total_steps: int) -> None:
         self._run, self._total = run, total_steps
-        self._started, self._start_step = time.monotonic(), start_step
+        self._started, self._start_step = time.monotonic(), start_step or 0
         self._writer: SummaryWriter | None = None
         self._bar: tqdm | None = None
         if run is None:
@@ -57,9 +58,10 @@ class RunLog:
             str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None
         )
         self._metrics = run / "metrics.jsonl"
-        _drop_records_after(self._metrics, start_step)
+        if start_step is not None:
+            _drop_records_after(self._metrics, start_step)
         if sys.stderr.isatty():
-            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", dynamic_ncols=True)
+            self._bar = tqdm(total=total_steps, initial=self._start_step, unit="step", dynamic_ncols=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes named scalars of ``step`` to TensorBoard and ``metrics.jsonl``."""

@@ -46,6 +46,19 @@ def test_going_back_makes_the_same_mean_again(tmp_path: Path):
     assert whole.read_bytes() == again.read_bytes()
 
 
+def test_what_can_not_be_averaged(tmp_path: Path):
+    mean = average(tmp_path, 2, 3, range(1, 8))
+    mean.check(0, 12)
+    mean.check(7, 12)
+    mean.check(12, 12)
+    with pytest.raises(ValueError, match=r"first_epoch is 2, but the run ends with step 4, after 1.6 epochs"):
+        mean.check(0, 4)
+    late = average(tmp_path / "late", 2, None, range(0))
+    late.check(4, 12)
+    with pytest.raises(ValueError, match=r"no mean .* up to epoch 3 .*; set it to 4 or later"):
+        late.check(7, 12)
+
+
 def test_nothing_is_averaged_before_the_first_epoch(tmp_path: Path):
     assert average(tmp_path, 3, None, range(1, 7)).newest() is None
     with pytest.raises(ValueError, match=r"averaging.last_epoch is 2: it comes before averaging.first_epoch"):

@@ -17,7 +17,7 @@ from engine.checkpoint import find_checkpoints, load_weights
 from engine.distributed import World
 from engine.runlog import read_metrics
 from engine.schedule import ScheduleConfig, lr_factor
-from engine.scores import summary_scores
+from engine.scores import class_scores, summary_scores
 
 #: Uneven: the last of six batches of 4 has 3 clips, and three ranks have two batches each.
 NUM_CLIPS = 23
@@ -120,6 +120,10 @@ def test_what_an_evaluation_leaves(runs: Path):
         assert {key: values[key] for key in measured} == pytest.approx(measured)
         assert values["mAP_low"] <= values["mAP_high"]
     assert report["clips"] == NUM_CLIPS
+    assert report["per_class_of"] == "audio_visual_ensemble"
+    scores = torch.from_numpy(found["scores_audio_visual_ensemble"])
+    precision = class_scores(scores, labels).average_precision.tolist()
+    assert [row["average_precision"] for row in report["per_class"]] == pytest.approx(precision)
     assert [row["positives"] for row in report["per_class"]] == [8, 8, 7]
     assert report["frozen_features"]["retrieval_chance_r1"] == 1 / NUM_CLIPS
     assert "linear_audio_visual_top1" in report["frozen_features"]

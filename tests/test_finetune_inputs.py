@@ -17,17 +17,19 @@ from datasets.index import Label, ShardIndex, build_table
 from engine.config import parse_config
 from engine.distributed import World
 from engine.encoder_weights import load_classifier_weights, load_encoder_weights
-from engine.finetune import build_classification, evaluate_only, keep_classes
+from engine.finetune import build_classification, evaluate_only, finetune, keep_classes
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import (
     LabelledSet,
     Relabelled,
+    check_held_out,
     check_training_labels,
     class_places,
     held_out_loader,
     open_labelled,
 )
 from engine.objectives.classification import LossName
+from engine.runlog import read_metrics
 from models import AudioVisualClassifier, FbankConfig, ModelConfig, build_model
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -82,6 +84,19 @@ def test_a_class_unknown_to_the_vocabulary(tmp_path: Path, train: LabelledSet, s
         ValueError, match=r"has classes that the vocabulary of .* lacks: 'class 3', 'class 4'"
     ):
         class_places(train, open_labelled(config(shards), str(other)))
+    # Found before anything is trained, not by the evaluation at the end.
+    run = tmp_path / "run"
+    wanted = config(shards, str(run), evaluation={"shards": str(other)})
+    with pytest.raises(ValueError, match=r"lacks: 'class 3', 'class 4'"):
+        finetune(wanted, "", ALONE)
+    assert not run.exists()
+
+
+def test_features_of_sound_and_picture_need_both(train: LabelledSet, shards: Path):
+    train.table.frame_slots = []
+    with pytest.raises(ValueError, match=r"evaluation.frozen_features needs sound and frames"):
+        check_held_out(config(shards, evaluation={"frozen_features": True}), train)
+    check_held_out(config(shards), train)
 
 
 def test_the_same_classes_in_another_order(tmp_path: Path, train: LabelledSet, shards: Path):
@@ -174,11 +189,17 @@ def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):
         load_classifier_weights(init, model, fbank(small_model_config()), ["a", "b", "c"])
 
 
-def test_evaluation_without_training(tmp_path: Path, train: LabelledSet, shards: Path):
+def test_evaluation_without_training_adds_to_what_is_there(tmp_path: Path, train: LabelledSet, shards: Path):
     init = save(build_model(small_model_config()), tmp_path / "pretrained.safetensors")
     run = tmp_path / "run"
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"step": 7, "train/loss": 1.5}\n')
     wanted = replace(config(shards, str(run)), init=init, eval_only=True)
-    assert evaluate_only(wanted, ALONE, train, run)
+    assert finetune(wanted, "model: small\n", ALONE)
+    records = read_metrics(run)
+    assert records[0] == {"step": 7, "train/loss": 1.5}
+    assert "init/linear_audio_top1" in records[1]
+    assert (run / "evaluation" / "config.yaml").read_text() == "model: small\n"
     report = (run / "evaluation" / "init" / "metrics.json").read_text()
     assert "linear_audio_top1" in report
     assert "results" not in report
