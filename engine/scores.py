@@ -114,20 +114,20 @@ def weighted_average_precision(scores: Tensor, target: Tensor, weights: Tensor) 
     Args:
         scores: (N,).
         target: (N,) 0 or 1.
-        weights: (R, N), such as how often each clip is in each of R resamples.
+        weights: (N, R), such as how often each clip is in each of R resamples.
 
     Returns:
         (R,) float32; NaN where no positive clip has weight.
     """
-    ordered, order = scores.sort(descending=True)
-    weights, target = weights[:, order], target[order].float()
-    seen = weights.cumsum(1)
-    positive = weights * target
-    found = positive.cumsum(1)
-    # The last clip of each group of equal scores: there the group's precision stands.
-    last = torch.searchsorted(-ordered, -ordered, side="right") - 1
-    precision = found[:, last] / seen[:, last].clamp_min(1e-12)
-    return (positive * precision).sum(1) / found[:, -1]
+    # Recall is gained only at scores that a positive clip has: precision is needed there alone.
+    positive = target > 0
+    levels, own = torch.unique(-scores[positive], return_inverse=True)
+    # The first level that counts the clip; beyond all of them for the rest.
+    reached = torch.searchsorted(levels, -scores)
+    seen = weights.new_zeros(len(levels) + 1, weights.shape[1]).index_add_(0, reached, weights)[:-1].cumsum(0)
+    gained = torch.zeros_like(seen).index_add_(0, own, weights[positive])
+    found = gained.cumsum(0)
+    return (gained * found / seen.clamp_min(1e-12)).sum(0) / found[-1]
 
 
 def bootstrap(
@@ -159,14 +159,15 @@ def bootstrap(
         parts = [weighted_average_precision(scores[:, c], labels[:, c], counts) for c in classes]
         drawn["mAP"].append(torch.stack(parts).nanmean(0))
         if hits is not None:
-            drawn["top1"].append(counts @ hits / len(scores))
+            drawn["top1"].append(hits @ counts / len(scores))
     return {name: _interval(torch.cat(values)) for name, values in drawn.items() if values}
 
 
 def _resample_counts(clips: int, resamples: int, generator: torch.Generator) -> Tensor:
-    """(R, N) how often each clip is drawn."""
+    """(N, R) how often each clip is drawn."""
     picks = torch.randint(clips, (resamples, clips), generator=generator)
-    return torch.zeros(resamples, clips).scatter_add_(1, picks, torch.ones(1).expand_as(picks))
+    counts = torch.zeros(resamples, clips).scatter_add_(1, picks, torch.ones(1).expand_as(picks))
+    return counts.T.contiguous()
 
 
 def _interval(values: Tensor) -> tuple[float, float]:

@@ -76,10 +76,10 @@ def test_top_k_counts_ties_as_chance():
 def test_weighted_average_precision_is_scikit_learns():
     scores, labels = multi_label()
     weights = torch.randint(0, 4, (5, len(scores)), generator=torch.Generator().manual_seed(2)).float()
-    found = weighted_average_precision(scores[:, 0], labels[:, 0], weights)
+    found = weighted_average_precision(scores[:, 0], labels[:, 0], weights.T)
     expected = [average_precision_score(labels[:, 0], scores[:, 0], sample_weight=w) for w in weights.numpy()]
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
-    plain = weighted_average_precision(scores[:, 0], labels[:, 0], torch.ones(1, len(scores)))
+    plain = weighted_average_precision(scores[:, 0], labels[:, 0], torch.ones(len(scores), 1))
     assert plain.item() == pytest.approx(average_precision_score(labels[:, 0], scores[:, 0]), abs=1e-6)
 
 
