@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from datasets.durable import write_atomically
 from datasets.sampling import epoch_order
@@ -189,15 +190,26 @@ def _say(
     model = objective.model
     everything, trained = parameter_count(model, trainable_only=False), parameter_count(model)
     logger.info(
-        "%s on %s, %d classes; %.2f of %.2f million weights are trained, the others frozen or not in use",
+        "%s on %s, %d classes; %.2f of %.2f million weights are trained; frozen or not in use: %s",
         config.model.name, config.objective.modalities, model.head.out_features,
-        trained / 1e6, everything / 1e6,
+        trained / 1e6, everything / 1e6, ", ".join(frozen_parts(model)) or "none",
     )  # fmt: skip
     logger.info(
         "%d clips an epoch, %d steps of %d; %d process(es) on %s; run %s",
         trainer.data.num_clips, trainer.total_steps, config.train.parallel.global_batch_size,
         world.size, world.device.type, run,
     )  # fmt: skip
+
+
+def frozen_parts(model: nn.Module) -> list[str]:
+    """The parts of ``model`` that get no gradient, such as ``encoder.norm.audio``, each the largest that is whole."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return [""]
+    found = [name for name, parameter in model.named_parameters(recurse=False) if not parameter.requires_grad]
+    for name, part in model.named_children():
+        if next(part.parameters(), None) is not None:
+            found += [f"{name}.{inner}".rstrip(".") for inner in frozen_parts(part)]
+    return found
 
 
 class HeldOut:

@@ -16,6 +16,8 @@ _GROUND, _TEXT, _BAR, _GOOD = (40, 40, 40), (230, 230, 230), (240, 150, 60), (90
 _ROW, _GAP, _LABEL = 14, 4, 170
 #: Rows in the picture of bars; where there are more classes, the best and the worst halves.
 _MOST_BARS = 60
+#: Least side of a cell of the confusion matrix that has room for a number.
+_NUMBERED = 22
 #: Classes up to which the confusion matrix has names.
 _MOST_NAMES = 40
 
@@ -47,7 +49,7 @@ def per_class_bars(table: list[dict[str, Any]]) -> Tensor:
 
 
 def confusion_picture(matrix: Tensor, classes: list[str]) -> Tensor:
-    """Rows are the true classes, columns what was said; brightness is the share of the row.
+    """Rows are the true classes, columns what was said; brightness and number are the share of the row in per cent.
 
     Args:
         matrix: (C, C) counts.
@@ -71,6 +73,10 @@ def confusion_picture(matrix: Tensor, classes: list[str]) -> Tensor:
     for i, name in enumerate(classes):
         draw.text((_GAP, _ROW + i * cell + cell // 2 - 6), name[:24], fill=_TEXT)
         draw.text((_LABEL + i * cell + 2, 0), name[: max(1, cell // 7)], fill=_TEXT)
+        for j, value in enumerate((100 * share[i]).round().int().tolist() if cell >= _NUMBERED else ()):
+            if value:
+                ink = _GROUND if value > 70 else _TEXT  # high shares are bright
+                draw.text((_LABEL + j * cell + 4, _ROW + i * cell + cell // 2 - 6), str(value), fill=ink)
     return _tensor(sheet)
 
 

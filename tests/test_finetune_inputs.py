@@ -17,7 +17,7 @@ from datasets.index import Label, ShardIndex, build_table
 from engine.config import parse_config
 from engine.distributed import World
 from engine.encoder_weights import load_classifier_weights, load_encoder_weights
-from engine.finetune import build_classification, evaluate_only, finetune, keep_classes
+from engine.finetune import build_classification, evaluate_only, finetune, frozen_parts, keep_classes
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import (
     LabelledSet,
@@ -28,7 +28,7 @@ from engine.labelled import (
     held_out_loader,
     open_labelled,
 )
-from engine.objectives.classification import LossName
+from engine.objectives.classification import LossName, Modalities
 from engine.runlog import read_metrics
 from models import AudioVisualClassifier, FbankConfig, ModelConfig, build_model
 
@@ -170,6 +170,15 @@ def test_other_lengths_and_sizes_are_said(tmp_path: Path, caplog: pytest.LogCapt
     streams = encoder(torch.randn(1, 64, 32), torch.randn(1, 3, 64, 64))
     assert streams.joint is not None
     assert streams.joint.shape[1] == 8 + 16
+
+
+def test_what_is_frozen_is_named(train: LabelledSet, shards: Path):
+    def frozen(**options: Any) -> list[str]:
+        return frozen_parts(build_classification(config(shards, **options), train).model)
+
+    assert frozen(freeze_encoder=True) == ["encoder"]
+    assert frozen(pool_separate=True) == []
+    assert {"encoder.visual", "encoder.norm.joint"} < set(frozen(modalities=Modalities.audio))
 
 
 def test_a_run_keeps_its_classes(tmp_path: Path, train: LabelledSet):
