@@ -94,7 +94,8 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     Returns:
         The config, and the same as YAML.
     """
-    parser = _Parser(prog=program, description=(kind.__doc__ or "").splitlines()[0])
+    # No abbreviations: `--objective.head_lr` is unknown, not short for `head_lr_ratio`.
+    parser = _Parser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file with the keys below")
     parser.add_class_arguments(kind, fail_untyped=True, sub_configs=False)
     for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):

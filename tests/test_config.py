@@ -20,6 +20,7 @@ def parse(*words: str) -> PretrainConfig:
     ("words", "names"),
     [
         (["trian.steps=3"], ["trian.steps", "did you mean train.steps"]),
+        (["optimizer.l=3"], ["optimizer.l=3", "did you mean optimizer.lr"]),
         (["model.mask.audio_ratio=1.2"], ["mask.audio_ratio", "1.2"]),
         (["model.mask.visual_ratio=0"], ["model.mask.visual_ratio", "nothing to reconstruct"]),
         (["train.steps=many"], ["train.steps", "many"]),
