@@ -62,7 +62,7 @@ def load_classifier_weights(
     if source.num_classes != len(classes):
         raise WeightsError(
             f"{path} has a head of {source.num_classes} classes, and the training set has {len(classes)}: give "
-            "the set it was trained on, or leave init_head out to train a new head"
+            "the set it was trained on as data.train; to train a new head instead, leave init_head out"
         )
     if source.labels is not None and list(source.labels) != classes:
         raise WeightsError(

@@ -64,7 +64,7 @@ def open_labelled(config: FinetuneConfig, location: str) -> LabelledSet:
 
 
 def check_training_labels(config: FinetuneConfig, train: LabelledSet) -> None:
-    """Makes sure that the loss fits the labels; classes without a clip are named in the log.
+    """Makes sure that the loss fits the labels; the log tells of classes without a clip and clips without a class.
 
     Raises:
         ValueError: Cross-entropy on clips with several labels or none.
@@ -74,8 +74,13 @@ def check_training_labels(config: FinetuneConfig, train: LabelledSet) -> None:
     empty = [name for name, count in zip(train.classes, counts.tolist(), strict=True) if not count]
     if empty:
         logger.warning("no training clip has %d of %d classes: %s", len(empty), len(counts), _some(empty))
+    per_clip = np.diff(train.table.label_offsets.astype(np.int64))
+    unlabelled = int((per_clip[rows] == 0).sum())
+    if config.sampling.balanced and unlabelled:
+        logger.warning(
+            "%d of %d training clips have no label: sampling.balanced never draws them", unlabelled, len(rows)
+        )
     if config.objective.loss is LossName.cross_entropy:
-        per_clip = np.diff(train.table.label_offsets.astype(np.int64))
         wrong = rows[per_clip[rows] != 1]
         if len(wrong):
             row = int(wrong[0])
