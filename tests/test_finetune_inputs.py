@@ -29,7 +29,7 @@ from engine.labelled import (
     open_labelled,
 )
 from engine.objectives.classification import LossName, Modalities
-from engine.runlog import logger, read_metrics
+from engine.runlog import read_metrics
 from models import AudioVisualClassifier, FbankConfig, ModelConfig, build_model
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -79,9 +79,8 @@ def test_one_label_loss_on_clips_with_several(train: LabelledSet, shards: Path):
 
 
 def test_clips_that_are_never_drawn_are_counted(
-    train: LabelledSet, shards: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    train: LabelledSet, shards: Path, caplog: pytest.LogCaptureFixture
 ):
-    monkeypatch.setattr(logger, "propagate", True)
     train.table.label_offsets = train.table.label_offsets.copy()
     train.table.label_offsets[4:] -= 1
     check_training_labels(config(shards, loss=LossName.bce, sampling={"balanced": False}), train)

@@ -162,7 +162,7 @@ def test_preflight_looks_at_every_entry_of_a_sweep(tmp_path):
     assert "nowhere does not exist" in output
     assert "nothing is submitted" in output
     make_shards(tmp_path / "shards", 4, 4)
-    rest = ("data.train=shards", "train.parallel.global_batch_size=2")
+    rest = ("data.train=shards", "train.parallel.global_batch_size=2", "model.name=cav_mae_tiny")
     output = launch("submit", *arguments, "--", PRETRAIN, *rest, folder=tmp_path, code=2)
     assert "--optimiser.lr=1" in output
     assert "GPU hours" not in output

@@ -132,7 +132,9 @@ def test_checkpointing_keeps_less():
 
 
 def test_exit_status(shards, tmp_path, capsys):
-    run = ["--", "main_pretrain.py", f"data.train={shards}", f"output_dir={tmp_path}"]
+    # The tiny model, whose checkpoints fit on any disk.
+    data = [f"data.train={shards}", f"output_dir={tmp_path}", "model.name=cav_mae_tiny"]
+    run = ["--", "main_pretrain.py", *data]
     assert main(["--processes=2", *run, "train.parallel.global_batch_size=8"]) == 0
     assert main(["--processes=2", *run]) == 1
     tuning = ["--", "main_finetune.py", *run[2:], "train.parallel.global_batch_size=8"]
