@@ -141,7 +141,7 @@ def decode_video(
     settings = MediaSettings(SAMPLE_RATE, num_frames, max(_PREPARED_SIDE, image_size))
     try:
         clip: MediaClip = read_media(io.BytesIO(data), settings=settings, frame_indices=wanted)
-    except MediaError as error:
+    except (MediaError, MemoryError) as error:
         raise DecodeError(f"video can't be read: {error}") from error
     waveform = torch.from_numpy(clip.waveform)
     if not wanted:

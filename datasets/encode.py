@@ -145,14 +145,15 @@ class Encoder:
     def _examine(self, clip: MediaClip) -> None:
         """Raises a MediaError for a clip that was read but is of no use."""
         if clip.truncated and not self.settings.keep_truncated:
-            raise MediaError(TRUNCATED, f"damaged or cut off; {clip.duration:.3f} s of sound could be read")
+            readable = f"{clip.duration:.3f} s of sound could be read"
+            raise MediaError(TRUNCATED, f"damaged or cut off; {readable} (--keep_truncated true keeps it)")
         if clip.duration < self.settings.min_seconds:
-            raise MediaError(
-                TOO_SHORT, f"{clip.duration:.3f} s of sound, less than {self.settings.min_seconds:g}"
-            )
+            limit = f"less than --min_seconds {self.settings.min_seconds:g}"
+            raise MediaError(TOO_SHORT, f"{clip.duration:.3f} s of sound, {limit}")
         peak = int(np.abs(clip.waveform.astype(np.int32)).max())
         if peak <= self.settings.silence_peak * 32768:
-            raise MediaError(SILENT, f"its peak is {peak} of 32768")
+            limit = f"not above --silence_peak {self.settings.silence_peak:g}"
+            raise MediaError(SILENT, f"its peak is {peak / 32768:.2g} of full scale, {limit}")
 
 
 def encode_audio(waveform: np.ndarray, sample_rate: int, audio_format: Literal["flac", "wav"]) -> bytes:

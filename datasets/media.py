@@ -116,6 +116,7 @@ def read_media(
 
     Raises:
         MediaError: The file gives no clip; its ``reason`` says why.
+        MemoryError: There was not enough memory to decode it, which says nothing about the file.
     """
     settings = settings or MediaSettings()
     begin = start or 0.0
@@ -158,11 +159,18 @@ def _opened(source: str | PathLike[str] | BinaryIO) -> Iterator[InputContainer]:
         source = str(Path(source))
         if not Path(source).is_file():
             raise MediaError("missing", f"there is no file {source}")
+        if not Path(source).stat().st_size:
+            raise MediaError("undecodable", "the file is empty")
     else:
         source.seek(0)
     try:
         with av.open(source, mode="r", metadata_errors="replace") as container:
             yield container
+    except av_error.MemoryError:
+        raise
+    except av_error.InvalidDataError as error:
+        what = "no video, or one whose header is missing or damaged (an MP4's is often written last)"
+        raise MediaError("undecodable", what) from error
     except av_error.FFmpegError as error:
         raise MediaError("undecodable", error.strerror or str(error)) from error
 
@@ -235,7 +243,9 @@ class _Reading:
         """Decodes a packet of sound; None for what the decoder still holds."""
         try:
             frames = self.audio.codec_context.decode(packet)
-        except av_error.InvalidDataError:
+        except av_error.MemoryError:
+            raise
+        except av_error.FFmpegError:  # decoders have many errors for damage (AAC: "operation not permitted")
             self.damaged = True
             return
         for frame in frames:

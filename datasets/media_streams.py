@@ -239,7 +239,9 @@ class PictureTrack:
                 codec.skip_frame = "NONREF" if unneeded else "DEFAULT"
                 try:
                     yield from (frame for frame in codec.decode(packet) if not frame.is_corrupt)
-                except av_error.InvalidDataError:
+                except av_error.MemoryError:
+                    raise
+                except av_error.FFmpegError:
                     self.damaged = True
             codec.flush_buffers()
 

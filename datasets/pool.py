@@ -9,6 +9,7 @@ first may have ended because the system ran short of memory), and then answered 
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import sys
 import time
@@ -23,6 +24,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 T = TypeVar("T")
 R = TypeVar("R")
 
+_OUT_OF_MEMORY = 102  # exit code
 _AHEAD = 4  # items in flight or waiting for an earlier one, per worker: what bounds memory
 
 
@@ -31,7 +33,7 @@ class Failure(NamedTuple):
 
     Attributes:
         reason: ``worker_died`` or ``timed_out``.
-        detail: What was seen.
+        detail: What was seen, for people.
     """
 
     reason: str
@@ -173,13 +175,19 @@ class WorkerPool(Generic[T, R]):
         if worker.job is None:
             return
         if worker.job in self._retried:
-            how = signal.Signals(-code).name if code < 0 else f"code {code}"
-            self._results[worker.job] = Failure(
-                "worker_died", f"the process that decoded it ended with {how}, twice"
-            )
+            self._results[worker.job] = Failure("worker_died", _cause(code))
         else:
             self._retried.add(worker.job)
             self._again.append(worker.job)
+
+
+def _cause(code: int) -> str:
+    """Why a worker died, for people, from its exit code (or minus the signal that ended it)."""
+    if code in (_OUT_OF_MEMORY, -signal.SIGKILL):  # the system's answer to a lack of memory is SIGKILL
+        how = "ran out of memory" if code == _OUT_OF_MEMORY else "was killed (SIGKILL; for lack of memory?)"
+        return f"the process that decoded it {how}, twice; fewer --num_workers need less"
+    how = signal.Signals(-code).name if code < 0 else f"code {code}"
+    return f"the process that decoded it ended with {how}, twice"
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
@@ -193,6 +201,8 @@ def _serve(connection: Connection, function: Callable[[Any], Any]) -> None:
             item = connection.recv()
             try:
                 answer = ("done", function(item))
+            except MemoryError:
+                os._exit(_OUT_OF_MEMORY)  # says nothing about the item, which a fresh process tries again
             except Exception:  # whatever it is, it is reported by the parent, and ends the run
                 answer = ("error", traceback.format_exc())
             connection.send(answer)

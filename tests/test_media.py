@@ -272,6 +272,8 @@ def test_reasons(tmp_path: Path, long_file: Path):
             read_media(path, start)
         assert caught.value.reason == reason, path
         assert pickle.loads(pickle.dumps(caught.value)).detail == caught.value.detail
+    with pytest.raises(MediaError, match="the file is empty"):
+        read_media(empty)
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
@@ -297,6 +299,31 @@ def test_damage_in_the_middle_is_told(tmp_path: Path, long_file: Path):
     clip = read_media(path)
     assert clip.truncated
     assert len(clip.frames) == 10
+
+
+def test_damaged_sound_is_truncated_whatever_error_its_decoder_gives(tmp_path: Path, long_file: Path):
+    content = bytearray(long_file.read_bytes())
+    noise = np.random.default_rng(0)
+    with av.open(str(long_file)) as container:
+        sound = [packet for packet in container.demux(audio=0) if packet.size and packet.pos is not None]
+    errors = set()
+    decoder = av.CodecContext.create("aac", "r")
+    for packet in sound[len(sound) // 2 :]:
+        assert packet.pos is not None
+        content[packet.pos : packet.pos + packet.size] = noise.bytes(packet.size)
+    path = tmp_path / "noise.mp4"
+    path.write_bytes(content)
+    with av.open(str(path)) as container:
+        decoder.extradata = container.streams.audio[0].codec_context.extradata
+        for packet in container.demux(audio=0):
+            try:
+                decoder.decode(packet)
+            except av.FFmpegError as error:
+                errors.add(type(error).__name__)
+    assert errors - {"InvalidDataError"}, "the damage was to give other errors too"
+    clip = read_media(path)
+    assert clip.truncated
+    assert clip.duration > 1
 
 
 def test_impossible_segments_are_the_callers_mistake(long_file: Path):

@@ -25,6 +25,12 @@ def die_on_three(item: int) -> int:
     return item * item
 
 
+def need_too_much_on_one(item: int) -> int:
+    if item == 1:
+        raise MemoryError
+    return item
+
+
 def sleep_on_two(item: int) -> int:
     time.sleep(60 if item == 2 else 0)
     return item
@@ -41,6 +47,15 @@ def test_pool_names_the_item_whose_worker_died():
     assert list(results) == list(range(30))
     assert results.pop(3) == Failure("worker_died", "the process that decoded it ended with SIGSEGV, twice")
     assert all(value == item * item for item, value in results.items())
+
+
+def test_pool_tells_a_lack_of_memory_from_a_bad_item():
+    results = mapped(need_too_much_on_one, 3, 1)
+    failure = results.pop(1)
+    assert isinstance(failure, Failure)
+    assert failure.reason == "worker_died"
+    assert "ran out of memory, twice" in failure.detail
+    assert results == {0: 0, 2: 2}
 
 
 def test_pool_ends_what_takes_too_long():
