@@ -12,10 +12,12 @@ from support.shards import make_shards, make_waveform
 from support.videos import write_video
 from torchaudio.compliance import kaldi
 
+from datasets.contact_sheet import AXIS, CAPTION, FRAMES, GAP, HEADING, MARGIN, SIDE, WIDTH, contact_sheet
 from datasets.fbank import Moments, measure_fbank, spread_rows
 from datasets.index import ShardIndex, index_folder
 from datasets.shards import Sample, ShardWriter
-from datasets.stats import contact_sheet, main, measure_loudness, read_clips
+from datasets.stats import main, measure_loudness
+from datasets.stored_clips import read_clips
 from datasets.table import ClipTable
 
 
@@ -68,20 +70,38 @@ def test_loudness(folder: Path):
     assert levels[1].peak == pytest.approx(20 * np.log10(abs(waveform).max()), abs=1e-6)
 
 
+def frames_and_spectrogram(sheet: Image.Image) -> tuple[list[np.ndarray], np.ndarray]:
+    """The (SIDE, SIDE, 3) frames of the first clip on a sheet, and its (128, WIDTH, 3) spectrogram."""
+    picture = np.asarray(sheet)[HEADING + MARGIN + CAPTION :, MARGIN : MARGIN + WIDTH]
+    frames = [picture[:SIDE, i * (SIDE + GAP) :][:, :SIDE] for i in range(FRAMES)]
+    return frames, picture[SIDE + AXIS : SIDE + AXIS + 128]
+
+
 def test_contact_sheet_shows_frames_and_sound(folder: Path):
     index, table = ShardIndex.load(folder), ClipTable.open(folder)
-    sheet = np.asarray(contact_sheet(folder, index, table, 4))
-    assert sheet.ndim == 3
-    assert (sheet[:12] == 255).all()  # margin
-    cell = sheet[12 + 30 :, 12 : 12 + 4 * 112]
-    frames, spectrogram = cell[:112], cell[112 : 112 + 128]
-    green = frames[:, :, 1].reshape(112, 4, 112).mean(axis=(0, 2))
-    assert green == pytest.approx(
-        [0, 23, 46, 69], abs=4
-    )  # frames 0 to 3 of clip 0, of five: their green tells them
-    brightness = spectrogram[:, : 4 * 50].astype(float).sum(axis=(1, 2))
+    sheet = contact_sheet(folder, index, table, 4)
+    frames, spectrogram = frames_and_spectrogram(sheet)
+    # Frames 0 to 3 of clip 0, of five: their green tells them.
+    assert [frame[..., 1].mean() for frame in frames] == pytest.approx([0, 23, 46, 69], abs=4)
+    brightness = spectrogram[:, : WIDTH // 2].astype(float).sum(axis=(1, 2))
     assert 127 - int(brightness.argmax()) < 30  # a tone at 200 Hz: low, so at the bottom
     assert (spectrogram[:, -100:] == 200).all()  # half a second on an axis of one
+    gap = np.asarray(sheet)[HEADING + MARGIN + CAPTION :][:SIDE, MARGIN + SIDE : MARGIN + SIDE + GAP]
+    assert (gap == 240).all()
+
+
+def test_contact_sheet_is_captioned(folder: Path):
+    index, table = ShardIndex.load(folder), ClipTable.open(folder)
+    sheet = np.asarray(contact_sheet(folder, index, table, 1))[HEADING + MARGIN :, MARGIN : MARGIN + WIDTH]
+    inked = np.all(sheet < 150, axis=2)
+    caption, times = inked[:CAPTION], inked[CAPTION + SIDE :][:AXIS]
+    axis = inked[CAPTION + SIDE + AXIS + 128 :][:AXIS]
+    assert caption[: CAPTION // 2, :100].any()  # its id
+    assert caption[: CAPTION // 2, -30:].any()  # its duration
+    assert caption[CAPTION // 2 :, :100].any()  # its label
+    assert all(times[:, i * (SIDE + GAP) :][:, :SIDE].any() for i in range(FRAMES))
+    assert axis[:, :20].any()
+    assert axis[:, -20:].any()
 
 
 def test_shards_made_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -96,10 +116,9 @@ def test_shards_made_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert [level.rms for level in levels] == [pytest.approx(20 * np.log10(0.5 / 2**0.5), abs=0.5)]
     assert len(failures) == 1
     assert failures[0].startswith("a/noise: sound can't be decoded")
-    sheet = np.asarray(contact_sheet(tmp_path / "set", index, table, 1))
-    frames, spectrogram = sheet[42 : 42 + 112, 12 : 12 + 4 * 112], sheet[154 : 154 + 128, 12 : 12 + 40]
-    assert all(frames[:, i * 112 : (i + 1) * 112].std() > 20 for i in range(4))
-    assert spectrogram.std() > 20
+    frames, spectrogram = frames_and_spectrogram(contact_sheet(tmp_path / "set", index, table, 1))
+    assert all(frame.std() > 20 for frame in frames)
+    assert spectrogram[:, :40].std() > 20
     main([str(tmp_path / "set")])
     output = capsys.readouterr().out
     assert "not known" in output
@@ -113,6 +132,9 @@ def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "fewest 2, median 2, most 3" in output
     assert "loudness of 7 clips" in output
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size[0] > 2 * 4 * 112
+        assert sheet.size[0] > 2 * WIDTH
+    with pytest.raises(SystemExit):
+        main([str(folder), "--shown", "0"])
+    assert "must be at least 1" in capsys.readouterr().err
     with pytest.raises(SystemExit, match=r"datasets\.stats: .*does not exist"):
         main([str(tmp_path / "nothing")])
