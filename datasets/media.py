@@ -206,7 +206,7 @@ class _Reading:
         """Decodes the segment's sound and collects its picture's packets, from ``target`` seconds on."""
         duration = self.container.duration
         if duration is not None and self.begin >= duration / av.time_base:
-            raise MediaError("outside", f"starts at {self.begin} s of {duration / av.time_base:.3f} s")
+            raise MediaError("outside", f"the file ends at {duration / av.time_base:.3f} s")
         if target > 0:
             offset = int((target + self.origin) / self.picture.tick)
             self.container.seek(offset, stream=self.picture.stream, backward=True)

@@ -108,7 +108,7 @@ def test_shards_made_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str
     video = write_video(tmp_path / "a.mp4", level=0.5).read_bytes()
     (tmp_path / "set").mkdir()
     with ShardWriter(tmp_path / "set" / "a.tar") as writer:
-        writer.write(Sample("film", {}, [("mp4", video)]))
+        writer.write(Sample("film", {"id": "a\nfilm"}, [("mp4", video)]))
         writer.write(Sample("noise", {}, [("mp3", b"no sound at all")]))
     index = index_folder(tmp_path / "set")
     table = ClipTable.open(tmp_path / "set", index.fingerprint)
