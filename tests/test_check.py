@@ -13,6 +13,7 @@ from support.shards import make_sample, make_shards
 from datasets.check import main
 from datasets.index import INDEX_NAME, ShardIndex, build_table
 from datasets.shards import Sample, ShardWriter
+from datasets.table import TABLE_NAME, ClipTable
 
 
 @pytest.fixture
@@ -114,6 +115,18 @@ def test_repeated_ids_and_wrong_counts(folder: Path, capsys):
         assert f"id {identifier!r} is there more than once" in output
     assert "2 clips of class 'class 2'" not in output
     assert "1 clips of class 'class 2', the index says 2" in output
+
+
+@pytest.mark.parametrize("column", ["label_ids", "starts"])
+def test_table_of_other_labels_or_places(folder: Path, capsys, column: str):
+    table = ClipTable.open(folder)
+    values = table.label_ids if column == "label_ids" else table._starts
+    content = (folder / TABLE_NAME).read_bytes()
+    assert content.count(values.tobytes()) == 1
+    (folder / TABLE_NAME).write_bytes(content.replace(values.tobytes(), values[::-1].tobytes()))
+    code, output = check(folder, capsys)
+    assert code == 1
+    assert "other labels or places than in shard-000001.tar for" in output
 
 
 def test_stale_table_and_no_index(folder: Path, capsys):
