@@ -66,10 +66,12 @@ def print_stats(folder: Path, index: ShardIndex, table: ClipTable, num_clips: in
     if index.labels:
         _print_classes(index, table)
     print("\nduration in seconds")
-    if index.duration_seconds:
-        _print_histogram(np.asarray(table.durations, np.float64))
-    else:
-        print("  not known: the shards' metadata give none")
+    durations = np.asarray(table.durations, np.float64)
+    known = durations[durations > 0]
+    if len(known):
+        _print_histogram(known)
+    if len(known) < len(durations):
+        print(f"  not known of {len(durations) - len(known)} clips: the shards' metadata give none")
     levels, failures = measure_loudness(folder, table, num_clips)
     if failures:
         print(f"\n{len(failures)} clips can't be decoded, such as {failures[0]}")

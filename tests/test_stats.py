@@ -121,7 +121,7 @@ def test_shards_made_elsewhere(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert spectrogram[:, :40].std() > 20
     main([str(tmp_path / "set")])
     output = capsys.readouterr().out
-    assert "not known" in output
+    assert "not known of 2 clips" in output
     assert "1 clips can't be decoded, such as a/noise" in output
 
 
