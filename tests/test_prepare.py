@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 from PIL import Image
-from support.films import config, contents, write_films
+from support.films import config, contents
 from support.videos import write_video
 
 import datasets.output
@@ -48,23 +48,11 @@ def reject_reasons(folder: Path) -> dict[str, str]:
         return {row["source"]: row["reason"] for row in csv.DictReader(file)}
 
 
-@pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_films(tmp_path_factory.mktemp("films"))
-
-
-@pytest.fixture(scope="module")
-def prepared(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("prepared") / "set"
-    prepare(config(films, out, folders_as_classes=True))
-    return out
-
-
 # What comes out
 
 
-def test_samples_and_index(films: Path, prepared: Path):
-    index = ShardIndex.load(prepared)
+def test_samples_and_index(films: Path, prepared_films: Path):
+    index = ShardIndex.load(prepared_films)
     assert [(label.name, label.count) for label in index.labels] == [("cat", 4), ("dog", 4), ("owl", 4)]
     assert index.samples == 12
     assert len(index.shards) > 2
@@ -72,7 +60,7 @@ def test_samples_and_index(films: Path, prepared: Path):
     assert index.fbank is not None
     assert index.fbank.clips == 12
     assert index.settings["media"]["num_frames"] == 3
-    found = samples(prepared)
+    found = samples(prepared_films)
     assert len(found) == 12
     assert len({sample["__key__"] for sample in found}) == 12
     assert sum(json.loads(s["json"])["duration"] for s in found) == pytest.approx(index.duration_seconds)
@@ -93,17 +81,17 @@ def test_samples_and_index(films: Path, prepared: Path):
         assert Image.open(io.BytesIO(sample["01.jpg"])).size == (48, 32)  # never enlarged
 
 
-def test_order_is_mixed_but_fixed(films: Path, prepared: Path, tmp_path: Path):
-    labels = [json.loads(sample["json"])["labels"][0] for sample in samples(prepared)]
+def test_order_is_mixed_but_fixed(films: Path, prepared_films: Path, tmp_path: Path):
+    labels = [json.loads(sample["json"])["labels"][0] for sample in samples(prepared_films)]
     assert labels != sorted(labels)
     prepare(config(films, tmp_path / "plain", folders_as_classes=True, shuffle=False))
     labels = [json.loads(sample["json"])["labels"][0] for sample in samples(tmp_path / "plain")]
     assert labels == sorted(labels)
 
 
-def test_workers_do_not_matter(films: Path, prepared: Path, tmp_path: Path):
+def test_workers_do_not_matter(films: Path, prepared_films: Path, tmp_path: Path):
     prepare(config(films, tmp_path / "set", folders_as_classes=True, num_workers=2))
-    assert contents(tmp_path / "set") == contents(prepared)
+    assert contents(tmp_path / "set") == contents(prepared_films)
 
 
 def test_wav_and_long_videos_in_pieces(tmp_path: Path):

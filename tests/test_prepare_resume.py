@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
-from support.films import config, contents, write_films
+from support.films import config, contents
 from support.videos import write_video
 
 import datasets.output
@@ -24,18 +24,6 @@ from datasets.shards import ShardError
 from datasets.table import ClipTable
 
 PATIENCE = 240.0  # seconds; starting takes 5 on a free machine and has taken 60 on a crowded one
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_films(tmp_path_factory.mktemp("films"))
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("uninterrupted") / "set"
-    prepare(config(films, out, folders_as_classes=True))
-    return out
 
 
 def prepare_and_die(settings: PrepareConfig, calls: int) -> None:
@@ -54,7 +42,7 @@ def prepare_and_die(settings: PrepareConfig, calls: int) -> None:
     prepare(settings)
 
 
-def test_killed_at_every_rename_and_resumed(films: Path, uninterrupted: Path, tmp_path: Path):
+def test_killed_at_every_rename_and_resumed(films: Path, prepared_films: Path, tmp_path: Path):
     settings = config(films, tmp_path / "set", folders_as_classes=True)
     context = multiprocessing.get_context("forkserver")
     killed = 0
@@ -70,10 +58,10 @@ def test_killed_at_every_rename_and_resumed(films: Path, uninterrupted: Path, tm
             with pytest.raises(ShardError):
                 ShardIndex.load(tmp_path / "set")
     assert killed >= 5
-    assert contents(tmp_path / "set") == contents(uninterrupted)
+    assert contents(tmp_path / "set") == contents(prepared_films)
 
 
-def test_kill_9_of_the_command(films: Path, uninterrupted: Path, tmp_path: Path):
+def test_kill_9_of_the_command(films: Path, prepared_films: Path, tmp_path: Path):
     out = tmp_path / "set"
     options = [
         "--folders_as_classes=true",
@@ -90,7 +78,7 @@ def test_kill_9_of_the_command(films: Path, uninterrupted: Path, tmp_path: Path)
             process.kill()
         output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output.decode()
-    assert contents(out) == contents(uninterrupted)
+    assert contents(out) == contents(prepared_films)
 
 
 def test_goes_on_with_the_plan_and_the_settings_it_began_with(films: Path, tmp_path: Path):
@@ -112,7 +100,7 @@ def test_goes_on_with_the_plan_and_the_settings_it_began_with(films: Path, tmp_p
         prepare(config(source, tmp_path / "set", media=MediaSettings(num_frames=4)))
 
 
-def test_full_disk(films: Path, uninterrupted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_full_disk(films: Path, prepared_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     out = tmp_path / "set"
     arguments = [str(films), str(out), "--folders_as_classes=true", "--num_workers=1", "--media.num_frames=3"]
     arguments += ["--min_seconds=0.5", "--shard_megabytes=0.05"]
@@ -132,4 +120,4 @@ def test_full_disk(films: Path, uninterrupted: Path, tmp_path: Path, monkeypatch
     with pytest.raises(ShardError, match=r"is not finished: datasets.prepare .* give the same command again"):
         ShardIndex.load(out)
     main(arguments)
-    assert contents(out) == contents(uninterrupted)
+    assert contents(out) == contents(prepared_films)
