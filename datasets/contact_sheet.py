@@ -144,7 +144,7 @@ def _write(
 ) -> int:
     """Writes one line, shortened to ``room`` pixels; returns its width."""
     font = ImageFont.load_default(13)
-    text = text.encode("latin-1", "replace").decode("latin-1")  # what the built-in font can draw
+    text = text.encode("ascii", "replace").decode()  # what the built-in font can draw
     text = "".join(character if character.isprintable() else "?" for character in text)
     if font.getlength(text) > room:
         while text and font.getlength(text + "...") > room:
