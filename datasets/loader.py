@@ -16,7 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.batch import AVBatch, collate
@@ -163,8 +165,9 @@ def evaluation_loader(
     image_size: int = 224,
     num_samples: int = NUM_SAMPLES,
     whole_batches: bool = False,
+    chosen: NDArray[np.int64] | None = None,
 ) -> DataLoader[AVBatch]:
-    """A rank's share of a set, each clip once over all ranks.
+    """A rank's share of a set, or of some rows of it, each clip once over all ranks.
 
     Ranks may have different numbers of batches, so no collective may run during iteration. A clip that can't
     be read is left out and reported in its batch's ``failures``; a batch of nothing but such clips has
@@ -181,6 +184,7 @@ def evaluation_loader(
         image_size: Side of the frames in pixels.
         num_samples: Length to which waveforms are cut or padded.
         whole_batches: See ``EvaluationPlan``.
+        chosen: See ``EvaluationPlan``.
 
     Raises:
         ShardError: The set is missing, damaged, or not what its index says.
@@ -193,8 +197,9 @@ def evaluation_loader(
         image_size=image_size,
         substitutes=False,
     )
-    batches = EvaluationBatches(EvaluationPlan(len(reader), batch_size, rank, world_size, whole_batches))
-    return _loader(config, reader, batches, partial(collate, **_shape(reader, num_samples)))
+    num_rows = len(reader) if chosen is None else len(chosen)
+    plan = EvaluationPlan(num_rows, batch_size, rank, world_size, whole_batches, chosen)
+    return _loader(config, reader, EvaluationBatches(plan), partial(collate, **_shape(reader, num_samples)))
 
 
 def _shape(reader: ClipReader, num_samples: int) -> dict[str, int]:

@@ -238,10 +238,11 @@ class EvaluationPlan:
     A rank has a run of consecutive rows, so that it reads its own shards; ranks may differ by one row.
 
     Attributes:
-        num_rows: Clips in the set.
+        num_rows: Clips to visit.
         batch_size: Clips to a batch of one rank.
         rank: This process among ``world_size``.
         world_size: Number of ranks.
+        chosen: The rows to visit; None for ``0 … num_rows - 1``.
         whole_batches: Ranks share the batches of a single process instead of rows, and may differ by one
             batch. A clip then has the same neighbours for every number of ranks, so its numbers, whose last
             bits depend on the shape of a batch, are the same too.
@@ -252,6 +253,7 @@ class EvaluationPlan:
     rank: int = 0
     world_size: int = 1
     whole_batches: bool = False
+    chosen: NDArray[np.int64] | None = None
 
     def __post_init__(self) -> None:
         check_rank(self.rank, self.world_size)
@@ -259,8 +261,8 @@ class EvaluationPlan:
             raise ValueError(f"batch_size must be at least 1, not {self.batch_size}")
 
     @property
-    def rows(self) -> range:
-        """This rank's rows."""
+    def places(self) -> range:
+        """This rank's part of ``0 … num_rows - 1``."""
         unit = self.batch_size if self.whole_batches else 1
         parts = -(-self.num_rows // unit)
         first, last = (parts * part // self.world_size * unit for part in (self.rank, self.rank + 1))
@@ -268,11 +270,14 @@ class EvaluationPlan:
 
     def __len__(self) -> int:
         """Number of this rank's batches."""
-        return -(-len(self.rows) // self.batch_size)
+        return -(-len(self.places) // self.batch_size)
 
     def batch(self, number: int) -> list[Ticket]:
         """This rank's batch ``number``; the last may be smaller. A row's seed depends on the row alone."""
-        rows = np.array(self.rows[number * self.batch_size : (number + 1) * self.batch_size], np.int64)
+        places = self.places[number * self.batch_size : (number + 1) * self.batch_size]
+        rows = np.array(places, np.int64)
+        if self.chosen is not None:
+            rows = self.chosen[rows]
         seeds = to_seeds(mix(_EVALUATION_SEED, rows))
         return [Ticket(row, seed) for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True)]
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from datasets.batch import AVBatch
 from datasets.loader import evaluation_loader, middle_frame
 from engine.distributed import World
-from engine.features import Features, embed_set
+from engine.features import Features, embed_set, mean_pooled
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import LabelledSet, held_out_loader, open_labelled
 from engine.objectives.classification import Classification
@@ -89,10 +89,8 @@ class FinalEvaluation:
             held_out_loader(self.config, self.train, shards, self.world, every_frame=False, probe=True)
             for shards in (self.config.data.train, self.shards)
         ]
-        train, test = (
-            embed_set(objective.model.encoder, objective.inputs, loader, self.world, self.bf16)
-            for loader in loaders
-        )
+        embed = mean_pooled(objective.model.encoder, objective.inputs)
+        train, test = (embed_set(embed, loader, self.world, self.bf16) for loader in loaders)
         return train, test
 
     def _measure(self, predictions: Predictions) -> dict[str, Any]:

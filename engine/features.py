@@ -16,17 +16,19 @@ from models import AudioVisualEncoder
 
 #: (B, T, F) normalised fbank and (B, 3, H, W) normalised frames of a batch.
 Inputs = Callable[[AVBatch], tuple[Tensor | None, Tensor | None]]
+#: (B, D) features of a batch by name.
+Embed = Callable[[AVBatch], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Features:
-    """Mean-pooled streams of the encoder, a row a clip in the order of the set.
+    """Features of a set, a row a clip in the order of the set.
 
     Attributes:
         ids: N clip ids.
         rows: (N,) rows in the set's table.
         labels: (N, C) 0 or 1, or None for a set without labels.
-        streams: (N, D) float32 by stream: ``audio`` and ``visual`` alone, and ``audio_visual`` together.
+        streams: (N, D) float32 by name, such as those of `mean_pooled`.
     """
 
     ids: list[str]
@@ -35,20 +37,29 @@ class Features:
     streams: dict[str, Tensor]
 
 
-@torch.no_grad()
-def embed_set(
-    encoder: AudioVisualEncoder,
-    inputs: Inputs,
-    loader: Iterable[AVBatch],
-    world: World,
-    bf16: bool = False,
-) -> Features:
-    """Embeds every clip of a set once over all ranks, nothing masked; every rank calls it and gets the whole.
+def mean_pooled(encoder: AudioVisualEncoder, inputs: Inputs) -> Embed:
+    """The encoder's streams, nothing masked, mean-pooled: ``audio`` and ``visual`` alone, ``audio_visual`` together.
 
     Args:
         encoder: In evaluation mode.
-        inputs: From a batch to what the encoder takes.
-        loader: This rank's batches, with sound and one frame.
+        inputs: From a batch with sound and one frame to what the encoder takes.
+    """
+
+    def embed(batch: AVBatch) -> dict[str, Tensor]:
+        streams = encoder(*inputs(batch))
+        found = {"audio": streams.audio, "visual": streams.visual, "audio_visual": streams.joint}
+        return {name: value.float().mean(1) for name, value in found.items() if value is not None}
+
+    return embed
+
+
+@torch.no_grad()
+def embed_set(embed: Embed, loader: Iterable[AVBatch], world: World, bf16: bool = False) -> Features:
+    """Embeds every clip of a loader once over all ranks; every rank calls it and gets the whole.
+
+    Args:
+        embed: What to keep of a batch.
+        loader: This rank's batches.
         world: The processes.
         bf16: Whether to compute in bfloat16.
 
@@ -64,10 +75,7 @@ def embed_set(
             if not len(batch):
                 continue
             batch = batch.to(world.device)
-            streams = encoder(*inputs(batch))
-            found = {"audio": streams.audio, "visual": streams.visual, "audio_visual": streams.joint}
-            columns = {name: value.float().mean(1) for name, value in found.items() if value is not None}
-            columns["rows"] = batch.rows
+            columns = embed(batch) | {"rows": batch.rows}
             if batch.labels is not None:
                 columns["labels"] = batch.labels
             parts.append({name: value.cpu().numpy() for name, value in columns.items()})

@@ -17,6 +17,7 @@ from engine.distributed import World
 from engine.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
 from engine.evaluation import FinalEvaluation
 from engine.finetune_config import FinetuneConfig
+from engine.head import fit_head
 from engine.labelled import (
     LabelledSet,
     check_held_out,
@@ -58,6 +59,8 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
         return evaluate_only(config, world, train, run)
     check_training_labels(config, train)
     objective = build_classification(config, train)
+    if config.fit_head and not find_checkpoints(run):
+        fit_head(config, objective.to(world.device), train, world)
     if world.is_main:
         keep_classes(run, train)
         save_config(run, config_yaml)

@@ -59,6 +59,9 @@ class FinetuneConfig:
             draws them.
         init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``register``.
         init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
+        fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
+            with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
+            labels far better than a head drawn at random. The features of all training clips must fit in memory.
         eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
         model: The model's size; the pretraining run's.
         fbank: The spectrogram's settings; the pretraining run's.
@@ -77,6 +80,7 @@ class FinetuneConfig:
     init: str | None = None
     init_allow: tuple[str, ...] = ()
     init_head: bool = False
+    fit_head: bool = False
     eval_only: bool = False
     model: ModelConfig = field(default_factory=ModelConfig)
     fbank: FbankConfig = field(default_factory=FbankConfig)
@@ -92,6 +96,8 @@ class FinetuneConfig:
         check_spectrogram(self.fbank, self.model)
         if self.init_head and self.init is None:
             raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
+        if self.init_head and self.fit_head:
+            raise ValueError("init_head and fit_head are two beginnings of the head; give one")
         if self.eval_only and self.evaluation_shards is None:
             raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
         if self.train.eval_interval and self.data.val is None:

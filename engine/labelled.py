@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -159,6 +160,7 @@ def held_out_loader(
     *,
     every_frame: bool,
     probe: bool = False,
+    chosen: NDArray[np.int64] | None = None,
 ) -> Relabelled:
     """This rank's whole batches of a set, labels in the vocabulary of ``train``.
 
@@ -169,6 +171,7 @@ def held_out_loader(
         world: The processes.
         every_frame: All stored frames instead of the middle one.
         probe: Read sound and frames, whatever the classifier uses.
+        chosen: The rows to read; None for all.
     """
     other = open_labelled(config, location)
     audio, visual = (True, True) if probe else (config.objective.audio, config.objective.visual)
@@ -183,6 +186,7 @@ def held_out_loader(
         image_size=config.model.image_size,
         num_samples=config.fbank.num_samples,
         whole_batches=True,
+        chosen=chosen,
     )
     return Relabelled(loader, class_places(train, other), len(train.classes))
 

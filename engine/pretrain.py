@@ -13,7 +13,7 @@ from datasets.loader import evaluation_loader, train_loader
 from engine.checkpoint import find_checkpoints
 from engine.config import PretrainConfig, save_config
 from engine.distributed import World
-from engine.features import Features, embed_set
+from engine.features import Features, embed_set, mean_pooled
 from engine.objectives.base import Objective
 from engine.objectives.cav_mae import CavMae
 from engine.peak import measured_peak_flops
@@ -138,7 +138,8 @@ class HeldOut:
         """Retrieval in both directions, linear probes where there are labels; pictures of the first clips."""
         assert isinstance(objective, CavMae)
         batches = self._pictured(objective, step, log)
-        features = embed_set(objective.model.encoder, objective.inputs, batches, self._world, self._bf16)
+        embed = mean_pooled(objective.model.encoder, objective.inputs)
+        features = embed_set(embed, batches, self._world, self._bf16)
         values = self._measure(features) if self._world.is_main else None
         values = self._world.broadcast_object(values)
         assert isinstance(values, dict)

@@ -64,7 +64,7 @@ def knn_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeConf
     return torch.cat(found)
 
 
-def linear_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeConfig) -> Tensor:
+def fit_linear(train: Tensor, labels: Tensor, config: ProbeConfig) -> tuple[Tensor, Tensor]:
     """Logistic regression on standardised features, fitted by L-BFGS on all of them; deterministic.
 
     Softmax where each training clip has one class, otherwise each class for itself.
@@ -72,11 +72,10 @@ def linear_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeC
     Args:
         train: (M, D) features.
         labels: (M, C) 0 or 1.
-        queries: (N, D).
         config: The settings.
 
     Returns:
-        (N, C) logits.
+        (C, D) weight and (C,) bias for features as they are: the standardisation is in them.
     """
     std, mean = torch.std_mean(train.float(), dim=0)
     std = std.clamp_min(1e-6)
@@ -98,7 +97,13 @@ def linear_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeC
 
     with torch.enable_grad():
         optimizer.step(closure)  # type: ignore[arg-type]  # torch types it as returning a float
-    return F.linear((queries.float() - mean) / std, weight, bias).detach()
+    weight = weight.detach() / std
+    return weight, bias.detach() - weight @ mean
+
+
+def linear_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeConfig) -> Tensor:
+    """(N, C) logits of (N, D) queries by `fit_linear`."""
+    return F.linear(queries.float(), *fit_linear(train, labels, config))
 
 
 def _bce(logits: Tensor, targets: Tensor) -> Tensor:

@@ -55,14 +55,22 @@ class AudioVisualClassifier(nn.Module):
         Returns:
             (B, num_classes) logits.
         """
+        features = self.features(fbank, frames, trained_on_both=trained_on_both)
+        # In float32, whatever the encoder computes in: in bfloat16 different scores become equal.
+        with torch.autocast(features.device.type, enabled=False):
+            return self.head(features)
+
+    def features(
+        self, fbank: Tensor | None = None, frames: Tensor | None = None, *, trained_on_both: bool = True
+    ) -> Tensor:
+        """What the head sees: (B, D) float32, pooled and normalised; arguments as of `forward`."""
         both = fbank is not None and frames is not None
         separate = self.pool_separate or not both
         streams = self.encoder(fbank, frames, joint=both or trained_on_both, separate=separate)
         present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
         pooled = torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
-        # In float32, whatever the encoder computes in: in bfloat16 different scores become equal.
         with torch.autocast(pooled.device.type, enabled=False):
-            return self.head(self.norm(pooled))
+            return self.norm(pooled)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""

@@ -178,8 +178,15 @@ class Classification(Objective[AudioVisualClassifier]):
 
     def logits(self, fbank: Tensor | None, frames: Tensor | None) -> Tensor:
         """(B, classes) from the modalities given: those trained on, or one of two."""
-        both = self.config.modalities is Modalities.audio_visual
-        return self.model(fbank, frames, trained_on_both=both)
+        return self.model(fbank, frames, trained_on_both=self._both)
+
+    def head_features(self, batch: AVBatch) -> Tensor:
+        """(B, D) float32, what the head sees of a batch."""
+        return self.model.features(*self.inputs(batch), trained_on_both=self._both)
+
+    @property
+    def _both(self) -> bool:
+        return self.config.modalities is Modalities.audio_visual
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """(B, classes) float32 scores in 0 … 1: each class for itself (BCE), or summing to 1."""

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from support.training import small_model_config
 
 from datasets.loader import DataConfig
-from datasets.sampling import SamplingConfig
+from datasets.sampling import SamplingConfig, subset_rows
 from engine.averaging import AveragingConfig
+from engine.checkpoint import load_weights
 from engine.deepspeed_engine import ParallelConfig
 from engine.distributed import World, distributed
+from engine.features import embed_set
 from engine.finetune import build_classification, finetune
 from engine.finetune_config import EvaluationConfig, FinetuneConfig
+from engine.head import fit_head
 from engine.labelled import held_out_loader, open_labelled
 from engine.objectives.classification import ClassificationConfig, LossName
 from engine.optimizer import OptimizerConfig
@@ -34,6 +39,7 @@ def small_config(
     sampling: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
+    fit_head: bool = False,
     **options: Any,
 ) -> FinetuneConfig:
     """Clips of 3 classes through a very small model; ``options`` are those of the objective."""
@@ -44,6 +50,7 @@ def small_config(
     return FinetuneConfig(
         data=DataConfig(shards, shards, num_workers=0),
         output_dir=run,
+        fit_head=fit_head,
         model=model,
         fbank=FbankConfig(target_length=model.audio_length, num_mel_bins=model.num_mel_bins),
         sampling=SamplingConfig(**({"balanced": True, "mixup": 0.5} | (sampling or {}))),
@@ -78,3 +85,29 @@ def predict_here(shards: str, world: World) -> dict:
     loader = held_out_loader(config, train, shards, world, every_frame=True)
     found = predict(objective, loader, world, config.data)
     return {"ids": found.ids, "rows": found.rows, "labels": found.labels, "scores": found.scores}
+
+
+def fitted_head(shards: str, run: str) -> dict:
+    """The head fitted to 15 of the clips, the features of all of them, and a run of one step that begins so."""
+    torch.set_num_threads(1)
+    with distributed() as world:
+        config = small_config(shards, run, steps=1, sampling={"max_clips": 15}, fit_head=True)
+        config = replace(config, averaging=AveragingConfig())  # a step is no epoch
+        train = open_labelled(config, shards)
+        objective = build_classification(config, train)
+        fit_head(config, objective, train, world)
+        features = embed_set(
+            lambda batch: {"head": objective.head_features(batch)},
+            held_out_loader(config, train, shards, world, every_frame=False),
+            world,
+        )
+        assert objective.training
+        assert finetune(config, "model: small\n", world)
+        return {
+            "rows": subset_rows(train.table, 15, config.seed).tolist(),
+            "features": features.streams["head"],
+            "labels": features.labels,
+            "weight": objective.model.head.weight.detach(),
+            "bias": objective.model.head.bias.detach(),
+            "after_a_step": load_weights(Path(run))["head.weight"],
+        }

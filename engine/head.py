@@ -1,0 +1,56 @@
+"""A head that begins as a linear probe (LP-FT, arXiv 2202.10054).
+
+A head drawn at random sends noise into pretrained encoders until it has learned, and with few labels it has not
+learned when training ends. Fitted first, it starts where a linear probe of the frozen features stands.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from datasets.sampling import subset_rows
+from engine.distributed import World
+from engine.features import embed_set
+from engine.finetune_config import FinetuneConfig
+from engine.labelled import LabelledSet, held_out_loader
+from engine.objectives.classification import Classification
+from engine.probes import fit_linear
+from engine.runlog import logger
+from engine.scores import summary_scores
+
+
+def fit_head(config: FinetuneConfig, objective: Classification, train: LabelledSet, world: World) -> None:
+    """Fits the head to the training clips in use, each once, without augmentation; every rank calls it.
+
+    Args:
+        config: The run.
+        objective: On the world's device, with the encoders' weights.
+        train: The training set.
+        world: The processes. The head is the same for every number of them.
+    """
+    rows = subset_rows(train.table, config.sampling.max_clips, config.seed)
+    loader = held_out_loader(config, train, train.location, world, every_frame=False, chosen=rows)
+    was_training = objective.training
+    objective.eval()
+    found = embed_set(
+        lambda batch: {"head": objective.head_features(batch)},
+        loader,
+        world,
+        config.train.parallel.uses_bf16(world.device),
+    )
+    objective.train(was_training)
+    assert found.labels is not None
+    if world.is_main:
+        features, labels = found.streams["head"].to(world.device), found.labels
+        fitted = fit_linear(features, labels, config.evaluation.probe)
+        scores = summary_scores(F.linear(features, *fitted).cpu(), labels)
+        name = "top1" if "top1" in scores else "mAP"
+        logger.info("head fitted to %d training clips (%s on them %.3f)", len(labels), name, scores[name])
+        fitted = [value.cpu() for value in fitted]
+    else:
+        fitted = None
+    weight, bias = world.broadcast_object(fitted)  # type: ignore[misc]  # what rank 0 gave
+    with torch.no_grad():
+        objective.model.head.weight.copy_(weight)
+        objective.model.head.bias.copy_(bias)
