@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -72,36 +73,51 @@ def class_retrieval_map(queries: Tensor, gallery: Tensor, labels: Tensor) -> flo
         ValueError: An embedding is not finite, or no clip has a label.
     """
     queries, gallery = _normalized(queries, gallery)
-    labels = labels.to(queries)
-    total, count = torch.zeros((), dtype=torch.float64), 0
-    # Sorting takes several times the block's memory.
-    step = max(1, _block_rows(gallery) // 8)
+    relevant = _Relevant(labels)
+    averages = []
+    step = _block_rows(gallery)
     for start in range(0, len(queries), step):
         # Whole multiples of the tolerance, so that what differs in the last bits is equal.
-        similarity = (queries[start : start + step] @ gallery.T / _TIE).round_()
-        relevant = (labels[start : start + step] @ labels.T).clamp_max_(1)
-        ordered, order = similarity.sort(dim=1, descending=True)
-        hits = relevant.gather(1, order)
-        found = hits.cumsum(1)
-        last = _ends_of_ties(ordered)
-        precision = found.gather(1, last) / (last + 1)
-        kept = found[:, -1] > 0
-        average = (precision * hits).sum(1)[kept] / found[kept, -1]
-        total += average.double().sum().cpu()
-        count += int(kept.sum())
-    if not count:
+        similarity = (queries[start : start + step] @ gallery.T).div_(_TIE).round_().cpu().numpy()
+        for row, values in enumerate(similarity, start):
+            found = np.sort(values[relevant.mask(row)])
+            values.sort()
+            # A clip's rank is the last of those as similar as it is.
+            hits = len(found) - np.searchsorted(found, found)
+            ranks = len(values) - np.searchsorted(values, found)
+            if len(found):
+                averages.append((hits / ranks).mean())
+    return _mean_over_queries(averages)
+
+
+class _Relevant:
+    """Which clips share a label with a query.
+
+    Args:
+        labels: (N, C) 0 or 1.
+    """
+
+    def __init__(self, labels: Tensor) -> None:
+        self._labels = labels.cpu().numpy() > 0
+        self._members = [np.flatnonzero(column) for column in self._labels.T]
+
+    def mask(self, row: int) -> np.ndarray:
+        """(N,) bool: the clips that share a label with clip ``row``."""
+        mask = np.zeros(len(self._labels), dtype=bool)
+        for label in np.flatnonzero(self._labels[row]):
+            mask[self._members[label]] = True
+        return mask
+
+    def share(self) -> float:
+        """The share of relevant clips, as a mean over queries: what `class_retrieval_map` gives chance."""
+        shares = [self.mask(row).mean() for row in np.flatnonzero(self._labels.any(1)).tolist()]
+        return _mean_over_queries(shares)
+
+
+def _mean_over_queries(values: list[np.floating]) -> float:
+    if not values:
         raise ValueError("no clip has a label: retrieval by class has nothing to measure")
-    return (total / count).item()
-
-
-def _ends_of_ties(ordered: Tensor) -> Tensor:
-    """(B, N) place of the last of each group of equal values in rows sorted in descending order."""
-    length = ordered.shape[1]
-    ends = torch.ones_like(ordered, dtype=torch.bool)
-    ends[:, :-1] = ordered[:, 1:] != ordered[:, :-1]
-    place = torch.arange(length, device=ordered.device).expand_as(ordered)
-    backwards = torch.where(ends, place, length).flip(1).cummin(1).values
-    return backwards.flip(1)
+    return float(np.mean(values))
 
 
 def _normalized(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
@@ -132,8 +148,7 @@ def cross_modal_retrieval(audio: Tensor, visual: Tensor, labels: Tensor | None =
     if labels is not None:
         values["retrieval_a2v_map"] = class_retrieval_map(audio, visual, labels)
         values["retrieval_v2a_map"] = class_retrieval_map(visual, audio, labels)
-        constant = torch.ones(len(labels), 1)
-        values["retrieval_chance_map"] = class_retrieval_map(constant, constant, labels)
+        values["retrieval_chance_map"] = _Relevant(labels).share()
     return values
 
 

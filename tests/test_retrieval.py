@@ -58,7 +58,7 @@ def test_map_by_class_is_scikit_learns():
 def test_blocks_change_nothing(monkeypatch):
     audio, visual, labels = embeddings()
     whole = cross_modal_retrieval(audio, visual, labels)
-    monkeypatch.setattr(engine.retrieval, "_BLOCK", 50 * 8 * 3)
+    monkeypatch.setattr(engine.retrieval, "_BLOCK", 50 * 3)
     assert cross_modal_retrieval(audio, visual, labels) == pytest.approx(whole)
 
 
