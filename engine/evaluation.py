@@ -141,11 +141,13 @@ class FinalEvaluation:
                 self.step, {f"{name}/{key}": value for key, value in report["frozen_features"].items()}
             )
         if predictions is not None:
-            scores = predictions.scores[report["per_class_of"]]
-            log.image(f"{name}/per_class", per_class_bars(report["per_class"]), self.step)
+            kind = report["per_class_of"]
+            scores = predictions.scores[kind]
+            log.image(f"{name}/per_class", per_class_bars(report["per_class"], kind), self.step)
             if is_single_label(predictions.labels):
                 matrix = confusion_matrix(scores, predictions.labels)
-                log.image(f"{name}/confusion", confusion_picture(matrix, self.train.classes), self.step)
+                picture = confusion_picture(matrix, self.train.classes, kind)
+                log.image(f"{name}/confusion", picture, self.step)
             if self._pictured():
                 log.image(f"{name}/worst_errors", self._errors(objective, predictions, scores), self.step)
         if features is not None and self._pictured():

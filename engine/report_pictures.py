@@ -13,7 +13,9 @@ from torch import Tensor
 from engine.pictures import colour_spectrogram
 
 _GROUND, _TEXT, _BAR, _GOOD = (40, 40, 40), (230, 230, 230), (240, 150, 60), (90, 200, 110)
-_ROW, _GAP, _LABEL = 14, 4, 170
+_ROW, _GAP = 14, 4
+#: Characters of a class's name that are shown.
+_LONGEST = 36
 #: Rows in the picture of bars; where there are more classes, the best and the worst halves.
 _MOST_BARS = 60
 #: Least side of a cell of the confusion matrix that has room for a number.
@@ -22,11 +24,12 @@ _NUMBERED = 22
 _MOST_NAMES = 40
 
 
-def per_class_bars(table: list[dict[str, Any]]) -> Tensor:
+def per_class_bars(table: list[dict[str, Any]], kind: str) -> Tensor:
     """Average precision of each class as a bar, the best first.
 
     Args:
         table: ``per_class`` of the report.
+        kind: What it is of, such as ``audio_visual``.
 
     Returns:
         (3, H, W) uint8.
@@ -35,25 +38,32 @@ def per_class_bars(table: list[dict[str, Any]]) -> Tensor:
         (row for row in table if row["average_precision"] is not None),
         key=lambda row: -row["average_precision"],
     )
+    title = f"average precision by class (clips), {kind}"
     if len(rows) > _MOST_BARS:
+        title += f"; the best and the worst {_MOST_BARS // 2} of {len(rows)}"
         rows = rows[: _MOST_BARS // 2] + rows[-_MOST_BARS // 2 :]
-    sheet = Image.new("RGB", (_LABEL + 320, len(rows) * _ROW + 2 * _GAP), _GROUND)
+    names = [f"{row['class'][:_LONGEST]} ({row['positives']})" for row in rows]
+    left = _width(names) + 2 * _GAP
+    size = max(left + 320, _width([title]) + 2 * _GAP), (1 + len(rows)) * _ROW + 2 * _GAP
+    sheet = Image.new("RGB", size, _GROUND)
     draw = ImageDraw.Draw(sheet)
-    for i, row in enumerate(rows):
+    draw.text((_GAP, _GAP), title, fill=_TEXT)
+    for i, (name, row) in enumerate(zip(names, rows, strict=True), 1):
         top = _GAP + i * _ROW
-        draw.text((_GAP, top), f"{row['class'][:20]} ({row['positives']})", fill=_TEXT)
+        draw.text((_GAP, top), name, fill=_TEXT)
         width = round(260 * row["average_precision"])
-        draw.rectangle((_LABEL, top + 2, _LABEL + width, top + _ROW - 3), fill=_BAR)
-        draw.text((_LABEL + width + _GAP, top), f"{row['average_precision']:.3f}", fill=_TEXT)
+        draw.rectangle((left, top + 2, left + width, top + _ROW - 3), fill=_BAR)
+        draw.text((left + width + _GAP, top), f"{row['average_precision']:.3f}", fill=_TEXT)
     return _tensor(sheet)
 
 
-def confusion_picture(matrix: Tensor, classes: list[str]) -> Tensor:
+def confusion_picture(matrix: Tensor, classes: list[str], kind: str) -> Tensor:
     """Rows are the true classes, columns what was said; brightness and number are the share of the row in per cent.
 
     Args:
         matrix: (C, C) counts.
         classes: Names.
+        kind: What it is of, such as ``audio_visual``.
 
     Returns:
         (3, H, W) uint8.
@@ -63,20 +73,27 @@ def confusion_picture(matrix: Tensor, classes: list[str]) -> Tensor:
     zero, one = torch.zeros(1), torch.ones(1)
     # As a spectrogram of "frames" = columns and "bins" = rows from the bottom.
     coloured = colour_spectrogram(share.flip(0).T[None], zero, one)[0]
-    pixels = coloured.repeat_interleave(cell, 1).repeat_interleave(cell, 2)
-    if len(classes) > _MOST_NAMES:
-        return pixels
-    sheet = Image.new("RGB", (_LABEL + pixels.shape[2], _ROW + pixels.shape[1]), _GROUND)
-    sheet.paste(_image(pixels), (_LABEL, _ROW))
+    pixels = _image(coloured.repeat_interleave(cell, 1).repeat_interleave(cell, 2))
+    title = f"row: true class, column: said; per cent of the row, {kind}"
+    names = [name[:_LONGEST] for name in classes] if len(classes) <= _MOST_NAMES else []
+    left = _width(names) + 2 * _GAP
+    top = _ROW + left
+    size = max(left + pixels.width, _width([title])) + 2 * _GAP, top + pixels.height + _GAP
+    sheet = Image.new("RGB", size, _GROUND)
+    sheet.paste(pixels, (left, top))
     draw = ImageDraw.Draw(sheet)
-    draw.text((_GAP, 0), "true class / said:", fill=_TEXT)
-    for i, name in enumerate(classes):
-        draw.text((_GAP, _ROW + i * cell + cell // 2 - 6), name[:24], fill=_TEXT)
-        draw.text((_LABEL + i * cell + 2, 0), name[: max(1, cell // 7)], fill=_TEXT)
+    draw.text((_GAP, 0), title, fill=_TEXT)
+    upwards = Image.new("RGB", (left - _GAP, pixels.width), _GROUND)
+    for i, name in enumerate(names):
+        middle = i * cell + cell // 2 - 6
+        draw.text((_GAP, top + middle), name, fill=_TEXT)
+        ImageDraw.Draw(upwards).text((0, middle), name, fill=_TEXT)
         for j, value in enumerate((100 * share[i]).round().int().tolist() if cell >= _NUMBERED else ()):
             if value:
                 ink = _GROUND if value > 70 else _TEXT  # high shares are bright
-                draw.text((_LABEL + j * cell + 4, _ROW + i * cell + cell // 2 - 6), str(value), fill=ink)
+                draw.text((left + j * cell + 4, top + middle), str(value), fill=ink)
+    # Rotated to the left, the columns' names run upwards.
+    sheet.paste(upwards.transpose(Image.Transpose.ROTATE_90), (left, _ROW + _GAP))
     return _tensor(sheet)
 
 
@@ -92,9 +109,9 @@ def error_sheet(frames: Tensor, fbank: Tensor, captions: list[str]) -> Tensor:
         (3, H', W') uint8.
     """
     sounds = _spectrograms(fbank, frames.shape[2])
-    width = frames.shape[3] + sounds.shape[3] + 3 * _GAP
+    width = max(frames.shape[3] + sounds.shape[3] + 3 * _GAP, _width(captions) + 2 * _GAP)
     height = frames.shape[2] + _ROW + _GAP
-    sheet = Image.new("RGB", (max(width, 480), len(frames) * height + _GAP), _GROUND)
+    sheet = Image.new("RGB", (width, len(frames) * height + _GAP), _GROUND)
     draw = ImageDraw.Draw(sheet)
     for i, caption in enumerate(captions):
         top = _GAP + i * height
@@ -144,6 +161,12 @@ def _spectrograms(fbank: Tensor, height: int) -> Tensor:
     coloured = colour_spectrogram(fbank, flat.quantile(0.01, dim=1), flat.quantile(0.995, dim=1))
     width = max(1, round(coloured.shape[3] * height / coloured.shape[2]))
     return F.interpolate(coloured.float(), (height, min(width, 4 * height))).byte()
+
+
+def _width(lines: list[str]) -> int:
+    """Pixels that the longest line takes."""
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    return round(max((draw.textlength(line) for line in lines), default=0))
 
 
 def _image(picture: Tensor) -> Image.Image:

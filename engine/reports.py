@@ -71,6 +71,9 @@ def summary_lines(report: dict[str, Any]) -> list[str]:
     if empty:
         lines.append(f"{len(empty)} of {report['classes']} classes have no positive clip and are left out")
     if "frozen_features" in report:
-        values = report["frozen_features"]
-        lines.append("frozen features: " + "  ".join(f"{name} {value:.4g}" for name, value in values.items()))
+        parts: dict[str, list[str]] = {}  # such as retrieval_a2v, linear_audio
+        for name, value in report["frozen_features"].items():
+            part = name.removesuffix("_rank").rsplit("_", 1)[0]
+            parts.setdefault(part, []).append(f"{name.removeprefix(f'{part}_')} {value:.4g}")
+        lines += [f"frozen {part:22s} " + "  ".join(words) for part, words in parts.items()]
     return lines
