@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from support.training import small_model_config
@@ -36,6 +36,7 @@ def small_config(
     *,
     steps: int = 4,
     cosine: bool = False,
+    zero_stage: Literal[0, 1, 2] = 0,
     sampling: dict[str, Any] | None = None,
     evaluation: dict[str, Any] | None = None,
     train: dict[str, Any] | None = None,
@@ -44,7 +45,7 @@ def small_config(
 ) -> FinetuneConfig:
     """Clips of 3 classes through a very small model; ``options`` are those of the objective."""
     model = small_model_config()
-    parallel = ParallelConfig(global_batch_size=BATCH, precision="fp32")
+    parallel = ParallelConfig(global_batch_size=BATCH, precision="fp32", zero_stage=zero_stage)
     settings: dict[str, Any] = {"steps": steps, "log_interval": 1, "checkpoint_interval": 3}
     halving = ScheduleConfig() if cosine else ScheduleConfig(halve_from_epoch=1, halve_every_epochs=0.5)
     return FinetuneConfig(
