@@ -58,7 +58,9 @@ def load_classifier_weights(
     """
     source = read_weights(path)
     if source.num_classes is None:
-        raise WeightsError(f"{path} has no classification head: it is no fine-tuned model")
+        raise WeightsError(
+            f"{path} has no classification head: give a fine-tuned run or checkpoint (exports hold the encoders alone)"
+        )
     if source.num_classes != len(classes):
         raise WeightsError(
             f"{path} has a head of {source.num_classes} classes, and the training set has {len(classes)}: give "

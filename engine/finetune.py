@@ -58,16 +58,17 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
             save_config(run / "evaluation", config_yaml)
         return evaluate_only(config, world, train, run)
     check_training_labels(config, train)
+    check_classes(run, train)
     objective = build_classification(config, train)
     if config.fit_head and not find_checkpoints(run):
         fit_head(config, objective.to(world.device), train, world)
+    trainer = build_trainer(config, config_yaml, world, train, objective)
+    # Not before the run is known to be this one's: another's files stay as they are.
     if world.is_main:
         keep_classes(run, train)
         save_config(run, config_yaml)
-    world.barrier()
-    trainer = build_trainer(config, config_yaml, world, train, objective)
-    if world.is_main:
         _say(config, world, objective, trainer, run)
+    world.barrier()
     if not trainer.fit():
         return False
     if config.evaluation_shards is not None:
@@ -172,9 +173,8 @@ def _weights_of(run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
 
 
 def keep_classes(run: Path, train: LabelledSet) -> None:
-    """Writes the vocabulary beside the run, or checks that it is the one that is there."""
+    """Writes the vocabulary beside the run."""
     run.mkdir(parents=True, exist_ok=True)
-    check_classes(run, train)
     write_atomically(run / "classes.txt", "".join(f"{name}\n" for name in train.classes))
 
 

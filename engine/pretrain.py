@@ -49,16 +49,6 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     loader = training_loader(config, world)
     num_clips = len(loader(0, ()).dataset)  # type: ignore[arg-type]  # a ClipReader
     objective = build_objective(config)
-    if world.is_main:
-        save_config(run, config_yaml)
-        total = config.train.total_steps(num_clips)
-        millions = parameter_count(objective.model) / 1e6
-        logger.info(
-            "%s, %.1f million parameters; %d clips, %d steps of %d; %d process(es) on %s; run %s",
-            config.model.name, millions, num_clips, total, config.train.parallel.global_batch_size,
-            world.size, world.device.type, run,
-        )  # fmt: skip
-    world.barrier()
     trainer = Trainer(
         objective,
         config.train,
@@ -71,6 +61,16 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
         evaluate=HeldOut(config, world) if config.data.val else None,
         peak_flops=measured_peak_flops(world.device, config.train.parallel.uses_bf16(world.device)),
     )
+    # Not before the run is known to be this one's: another's config stays as it is.
+    if world.is_main:
+        save_config(run, config_yaml)
+        millions = parameter_count(objective.model) / 1e6
+        logger.info(
+            "%s, %.1f million parameters; %d clips, %d steps of %d; %d process(es) on %s; run %s",
+            config.model.name, millions, num_clips, trainer.total_steps, config.train.parallel.global_batch_size,
+            world.size, world.device.type, run,
+        )  # fmt: skip
+    world.barrier()
     return trainer.fit()
 
 

@@ -17,7 +17,14 @@ from datasets.index import Label, ShardIndex, build_table
 from engine.config import parse_config
 from engine.distributed import World
 from engine.encoder_weights import load_classifier_weights, load_encoder_weights
-from engine.finetune import build_classification, evaluate_only, finetune, frozen_parts, keep_classes
+from engine.finetune import (
+    build_classification,
+    check_classes,
+    evaluate_only,
+    finetune,
+    frozen_parts,
+    keep_classes,
+)
 from engine.finetune_config import FinetuneConfig
 from engine.labelled import (
     LabelledSet,
@@ -194,10 +201,10 @@ def test_what_is_frozen_is_named(train: LabelledSet, shards: Path):
 
 def test_a_run_keeps_its_classes(tmp_path: Path, train: LabelledSet):
     keep_classes(tmp_path, train)
-    keep_classes(tmp_path, train)
+    check_classes(tmp_path, train)
     (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
     with pytest.raises(ValueError, match="was trained on other classes"):
-        keep_classes(tmp_path, train)
+        check_classes(tmp_path, train)
 
 
 def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):

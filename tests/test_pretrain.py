@@ -101,9 +101,11 @@ def test_wrong_input_is_named(whole: Path, shards: Path, tmp_path: Path) -> None
         ),
         ([f"data.train={shards}", f"output_dir={whole}", "model.decoder_depth=2"], "is of another model"),
     ]
+    kept = (whole / "config.yaml").read_text()
     for words, message in cases:
         result = pretrain(f"output_dir={tmp_path / 'run'}", *words)
         assert result.returncode == 1, result.stderr
         assert message in result.stderr
         assert "Traceback" not in result.stderr
     assert find_checkpoints(whole)[-1].state.step == STEPS
+    assert (whole / "config.yaml").read_text() == kept
