@@ -193,9 +193,9 @@ def _say(
     model = objective.model
     everything, trained = parameter_count(model, trainable_only=False), parameter_count(model)
     logger.info(
-        "%s on %s, %d classes; %.2f of %.2f million weights are trained; frozen or not in use: %s",
+        "%s on %s, %d classes; %s of %s weights are trained; frozen or not in use: %s",
         config.model.name, config.objective.modalities, model.head.out_features,
-        trained / 1e6, everything / 1e6, ", ".join(frozen_parts(model)) or "none",
+        f"{trained:,}", f"{everything:,}", ", ".join(frozen_parts(model)) or "none",
     )  # fmt: skip
     logger.info(
         "%d clips an epoch, %d steps of %d; %d process(es) on %s; run %s",

@@ -147,7 +147,7 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
         listed = "\n  ".join(_listed(account.wrong))
         raise WeightsError(
             f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
-            f"allow what may differ by name, such as 'head.*'"
+            f"allow what may differ by name (init_allow in a config, --allow of a program), such as 'head.*'"
         )
     model.load_state_dict(
         {name.removeprefix(prefix): value for name, value in account.state.items()}, strict=False
