@@ -29,58 +29,67 @@ _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """A pretraining run.
+class RunConfig:
+    """What every run has.
 
     Attributes:
         data: Training and validation shards, and how they are read.
         output_dir: The run's folder. A run that is there already is resumed.
-        seed: Weights, order of clips, frames, masks and augmentation derive from it.
+        seed: Weights, order of clips, frames, masks, mixing and augmentation derive from it.
         init: Weights to begin with (docs/weights.md): a run, a checkpoint, a published CAV-MAE or ImageNet MAE file,
             ``timm:NAME:FILE``, a DeepSpeed folder; null draws them.
         init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``decoder.*``.
         model: The model's size.
         fbank: The spectrogram's settings; its length and bins must be the model's.
-        objective: The losses.
         optimizer: Adam's settings.
         schedule: The learning rate's.
         train: Steps, batch, precision, intervals.
     """
 
     data: DataConfig
-    output_dir: str = "runs/pretrain"
+    output_dir: str
     seed: int = 0
     init: str | None = None
     init_allow: tuple[str, ...] = ()
     model: ModelConfig = field(default_factory=ModelConfig)
     fbank: FbankConfig = field(default_factory=FbankConfig)
-    objective: CavMaeConfig = field(default_factory=CavMaeConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
     def __post_init__(self) -> None:
-        check_spectrogram(self.fbank, self.model)
+        fbank, model = self.fbank, self.model
+        if fbank.target_length != model.audio_length:
+            raise ValueError(
+                f"fbank.target_length is {fbank.target_length} and model.audio_length {model.audio_length}: "
+                "they are the same length and must be equal"
+            )
+        if fbank.num_mel_bins != model.num_mel_bins:
+            raise ValueError(
+                f"fbank.num_mel_bins is {fbank.num_mel_bins} and model.num_mel_bins {model.num_mel_bins}: "
+                "they must be equal"
+            )
+
+
+@dataclass(frozen=True)
+class PretrainConfig(RunConfig):
+    """A pretraining run.
+
+    Attributes:
+        objective: The losses.
+    """
+
+    output_dir: str = "runs/pretrain"
+    objective: CavMaeConfig = field(default_factory=CavMaeConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         mask = self.model.mask
         if self.objective.reconstruction_weight > 0 and not (mask.audio_ratio > 0 and mask.visual_ratio > 0):
             raise ValueError(
                 "model.mask.audio_ratio and model.mask.visual_ratio must be above 0 while "
                 "objective.reconstruction_weight is: there would be nothing to reconstruct"
             )
-
-
-def check_spectrogram(fbank: FbankConfig, model: ModelConfig) -> None:
-    """Raises ValueError unless the spectrogram has the size that the model takes."""
-    if fbank.target_length != model.audio_length:
-        raise ValueError(
-            f"fbank.target_length is {fbank.target_length} and model.audio_length {model.audio_length}: "
-            "they are the same length and must be equal"
-        )
-    if fbank.num_mel_bins != model.num_mel_bins:
-        raise ValueError(
-            f"fbank.num_mel_bins is {fbank.num_mel_bins} and model.num_mel_bins {model.num_mel_bins}: "
-            "they must be equal"
-        )
 
 
 def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> tuple[T, str]:

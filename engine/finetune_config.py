@@ -4,16 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from datasets.loader import DataConfig
 from datasets.sampling import SamplingConfig
 from engine.averaging import AveragingConfig
-from engine.config import check_spectrogram
+from engine.config import RunConfig
 from engine.objectives.classification import ClassificationConfig
-from engine.optimizer import OptimizerConfig
 from engine.probes import ProbeConfig
-from engine.schedule import ScheduleConfig
-from engine.trainer import TrainConfig
-from models import FbankConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -48,52 +43,32 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneConfig:
-    """A fine-tuning run.
+class FinetuneConfig(RunConfig):
+    """A fine-tuning run. Of ``init`` the encoders are kept; ``model`` and ``fbank`` are the pretraining run's.
 
     Attributes:
-        data: Labelled training and validation shards, and how they are read.
-        output_dir: The run's folder. A run that is there already is resumed.
-        seed: Weights, order of clips, mixing, frames and augmentation derive from it.
-        init: A pretraining run or checkpoint whose encoders are kept, or other weights (`models.weights`); null
-            draws them.
-        init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``register``.
         init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
         fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
             with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
             labels far better than a head drawn at random. The features of all training clips must fit in memory.
         eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
-        model: The model's size; the pretraining run's.
-        fbank: The spectrogram's settings; the pretraining run's.
         sampling: Which clips are drawn how often, and mixed.
         objective: Modalities, loss, head, augmentation.
-        optimizer: Adam's settings.
-        schedule: The learning rate's.
-        train: Steps, batch, precision, intervals.
         averaging: Epochs whose weights are averaged.
         evaluation: What is measured at the end.
     """
 
-    data: DataConfig
     output_dir: str = "runs/finetune"
-    seed: int = 0
-    init: str | None = None
-    init_allow: tuple[str, ...] = ()
     init_head: bool = False
     fit_head: bool = False
     eval_only: bool = False
-    model: ModelConfig = field(default_factory=ModelConfig)
-    fbank: FbankConfig = field(default_factory=FbankConfig)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ClassificationConfig = field(default_factory=ClassificationConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        check_spectrogram(self.fbank, self.model)
+        super().__post_init__()
         if self.init_head and self.init is None:
             raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
         if self.init_head and self.fit_head:
