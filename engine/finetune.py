@@ -54,9 +54,10 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
     train = open_labelled(config, config.data.train)
     check_held_out(config, train)
     if config.eval_only:
+        evaluate_only(config, world, train, run)
         if world.is_main:
             save_config(run / "evaluation", config_yaml)
-        return evaluate_only(config, world, train, run)
+        return True
     check_training_labels(config, train)
     check_classes(run, train)
     objective = build_classification(config, train)
@@ -135,7 +136,7 @@ def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classifi
     return Classification(model, config.fbank, config.objective)
 
 
-def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run: Path) -> bool:
+def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run: Path) -> None:
     """Evaluates the run's own newest and averaged weights, or ``config.init`` where the run has none.
 
     Raises:
@@ -163,7 +164,6 @@ def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run:
             load_encoder_weights(source, model.encoder, config.fbank, allow)
         objective = Classification(model, config.fbank, config.objective).to(world.device)
         FinalEvaluation(config, train, world, run, step)(objective, name, classify=classify)
-    return True
 
 
 def _weights_of(run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
