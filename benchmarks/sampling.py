@@ -41,7 +41,10 @@ def measure(
     wall, cpu, touched = time.perf_counter(), time.process_time(), 0
     steps = max(1, clips // batch_size)
     for _ in range(steps):
-        touched += len({table.shard_of(row) for row in next(batches).rows.tolist()})
+        batch = next(batches)
+        partners = getattr(batch, "partners", None)
+        rows = batch.rows.tolist() + ([] if partners is None else partners.rows.tolist())
+        touched += len({table.shard_of(row) for row in rows})
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return wall * 1000 / (steps * batch_size), cpu * 1000 / (steps * batch_size), touched / steps
 
