@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 #: Ends the names of files that are being written.
 TEMPORARY_SUFFIX = ".partial"
 
 
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Writes a small file under a temporary name, flushes it, and renames it to ``path``.
+def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None:
+    """Writes a file under a temporary name, flushes it, and renames it to ``path``.
 
     Args:
         path: The file.
-        content: What it is to hold; text becomes UTF-8.
+        content: What it is to hold, whole or piece by piece; text becomes UTF-8.
 
     Raises:
         OSError: The disk is full or fails; nothing is left behind.
@@ -22,7 +23,9 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     try:
         with open(temporary, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            if isinstance(content, str):
+                content = content.encode()
+            file.writelines([content] if isinstance(content, bytes) else content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

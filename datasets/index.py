@@ -30,7 +30,8 @@ from datasets.shards import (
     ShardError,
     ShardInfo,
 )
-from datasets.table import ClipTable, TableBuilder, TableRow
+from datasets.table import ClipTable
+from datasets.table_builder import TableBuilder, TableRow
 
 INDEX_NAME = "index.json"
 PREPARE_FOLDER = ".prepare"  # is there while datasets.prepare is not done
@@ -196,14 +197,14 @@ def build_table(
     """
     folder = Path(folder)
     check_shards(folder, index)
-    builder = TableBuilder()
     ids = label_ids(index.labels)
-    scans = _scan_all([folder / shard.name for shard in index.shards], hashing, num_workers)
-    for shard, scan in zip(index.shards, scans, strict=True):
-        _compare(folder / shard.name, shard, scan.info)
-        builder.add(shard.name, [_table_row(scan, sample, ids) for sample in scan.samples])
-        progress(shard.samples)
-    return builder.save(folder, index.fingerprint, len(index.labels))
+    with TableBuilder(folder) as builder:
+        scans = _scan_all([folder / shard.name for shard in index.shards], hashing, num_workers)
+        for shard, scan in zip(index.shards, scans, strict=True):
+            _compare(folder / shard.name, shard, scan.info)
+            builder.add(shard.name, [_table_row(scan, sample, ids) for sample in scan.samples])
+            progress(shard.samples)
+        return builder.save(index.fingerprint, len(index.labels))
 
 
 def check_shards(folder: Path, index: ShardIndex) -> None:
@@ -306,21 +307,23 @@ def index_folder(
         raise ShardError(
             f"{folder} has no shards (*.tar) to index" if folder.is_dir() else _missing_index(folder)
         )
-    builder = TableBuilder()
     counts: Counter[int | str] = Counter()
     numbers = _Numbering()  # labels by order of appearance, until all are known
     shards, duration = [], 0.0
-    for scan in _scan_all(paths, True, num_workers):
-        if not any(_is_media(suffix) for sample in scan.samples for suffix in sample.members):
-            raise ShardError(f"{folder / scan.info.name} holds no sound, picture or video that can be read")
-        shards.append(scan.info)
-        builder.add(scan.info.name, [_table_row(scan, sample, numbers) for sample in scan.samples])
-        counts.update(label for sample in scan.samples for label in set(sample.labels))
-        duration += sum(_duration(sample) for sample in scan.samples)
-        progress(scan.info.samples)
-    index = ShardIndex(tuple(shards), _vocabulary(counts), duration_seconds=duration)
-    ids = label_ids(index.labels)
-    builder.save(folder, index.fingerprint, len(index.labels), [ids[label] for label in numbers])
+    with TableBuilder(folder) as builder:
+        for scan in _scan_all(paths, True, num_workers):
+            if not any(_is_media(suffix) for sample in scan.samples for suffix in sample.members):
+                raise ShardError(
+                    f"{folder / scan.info.name} holds no sound, picture or video that can be read"
+                )
+            shards.append(scan.info)
+            builder.add(scan.info.name, [_table_row(scan, sample, numbers) for sample in scan.samples])
+            counts.update(label for sample in scan.samples for label in set(sample.labels))
+            duration += sum(_duration(sample) for sample in scan.samples)
+            progress(scan.info.samples)
+        index = ShardIndex(tuple(shards), _vocabulary(counts), duration_seconds=duration)
+        ids = label_ids(index.labels)
+        builder.save(index.fingerprint, len(index.labels), [ids[label] for label in numbers])
     index.save(folder)
     return index
 

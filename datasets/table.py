@@ -16,9 +16,10 @@ Decisions:
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,27 +39,6 @@ TABLE_NAME = "index.table"
 
 _MAGIC = b"earsight-table-1\n"
 _ALIGNMENT = 64
-_MAX_SLOTS = 512
-
-
-class TableRow(NamedTuple):
-    """One sample as the builder takes it.
-
-    Attributes:
-        key: Its key in the shard.
-        id: The clip's id.
-        labels: Class ids, ascending.
-        duration: Seconds, 0 where unknown.
-        members: (suffix, first byte of its data, size in bytes) in the order in which they lie in the shard.
-        plain: The members' names stand in the headers right before their data.
-    """
-
-    key: str
-    id: str
-    labels: list[int]
-    duration: float
-    members: list[tuple[str, int, int]]
-    plain: bool = True
 
 
 class Extent(NamedTuple):
@@ -200,169 +180,59 @@ def _natural(text: str) -> list[tuple[bool, int, str]]:
     return [(not part.isdigit(), int(part) if part.isdigit() else 0, part) for part in parts]
 
 
-class TableBuilder:
-    """Collects the clips shard by shard, and writes the table."""
-
-    def __init__(self) -> None:
-        self._shards: list[str] = []
-        self._parts: list[_Part] = []
-        self._longest: list[str] = []
-        self._suffixes: dict[str, None] = {}
-        self._plain = True
-
-    def add(self, shard: str, rows: Sequence[TableRow]) -> None:
-        """Appends a shard with its clips, in their order.
-
-        Raises:
-            ShardError: The set's samples have too many different members to be a table.
-        """
-        longest = max((row.members for row in rows), key=len)
-        if len(longest) > len(self._longest):
-            self._longest = [suffix for suffix, _, _ in longest]
-        self._suffixes.update((suffix, None) for row in rows for suffix, _, _ in row.members)
-        if len(self._suffixes) > _MAX_SLOTS:
-            raise ShardError(
-                f"{shard}: the samples have more than {_MAX_SLOTS} different member names "
-                f"(such as {list(self._suffixes)[-1]!r}); a key ends at the first dot of a name"
-            )
-        self._plain &= all(row.plain for row in rows)
-        self._shards.append(shard)
-        self._parts.append(_Part.of(rows))
-
-    def save(
-        self, folder: Path, fingerprint: str, num_classes: int, class_of: Sequence[int] | None = None
-    ) -> ClipTable:
-        """Writes the table into ``folder``, whole or not at all, and opens it.
-
-        Args:
-            folder: The set's folder.
-            fingerprint: That of its index.
-            num_classes: Size of its vocabulary.
-            class_of: Class id of each number that ``TableRow.labels`` had; None where they are class ids
-                already.
-        """
-        slots = list(dict.fromkeys([*self._longest, *self._suffixes]))
-        columns = self._columns(slots)
-        if class_of is not None:
-            columns["label_ids"] = _sorted_labels(columns, class_of)
-        columns["label_ids"] = columns["label_ids"].astype(np.uint16 if num_classes <= 1 << 16 else np.uint32)
-        meta = {
-            "fingerprint": fingerprint,
-            "shards": self._shards,
-            "num_classes": num_classes,
-            "plain": self._plain,
-            "slots": slots,
-        }
-        write_table(folder / TABLE_NAME, columns, meta)
-        return ClipTable.open(folder, fingerprint)
-
-    def _columns(self, slots: list[str]) -> dict[str, NDArray[Any]]:
-        laid = [part.lay_out(slots) for part in self._parts]
-        blocks = np.concatenate([blocks for blocks, _ in laid])
-        offsets = np.concatenate([offsets for _, offsets in laid])
-        starts = offsets.min(axis=1)
-        offsets -= starts[:, None]
-        present = blocks >= 0
-        narrow = blocks.max() < np.iinfo(np.uint16).max
-        kind = np.dtype(np.uint16 if narrow else np.uint32)
-        columns: dict[str, NDArray[Any]] = {
-            "starts": starts.astype(np.uint32),
-            "blocks": np.where(present, blocks, np.iinfo(kind).max).astype(kind),
-            "key_checksums": np.concatenate([part.key_checksums for part in self._parts]),
-            "durations": np.concatenate([part.durations for part in self._parts]),
-            "id_offsets": _offsets([part.id_lengths for part in self._parts]),
-            "id_bytes": np.frombuffer(b"".join(part.ids for part in self._parts), np.uint8),
-            "label_offsets": _offsets([part.label_counts for part in self._parts]),
-            "label_ids": np.concatenate([part.labels for part in self._parts]),
-            "first_rows": np.cumsum([0, *(len(part.durations) for part in self._parts)]),
-        }
-        taken = np.where(present, blocks + 1, 0)
-        if not np.array_equal(
-            np.where(present, np.cumsum(taken, axis=1) - taken, 0), np.where(present, offsets, 0)
-        ):
-            columns["offsets"] = np.where(present, offsets, 0).astype(np.uint32)
-        return columns
-
-
-class _Part(NamedTuple):
-    """A shard's clips as arrays, members not yet sorted into the set's slots."""
-
-    suffixes: list[str]
-    member_counts: NDArray[Any]
-    member_suffix: NDArray[Any]
-    member_block: NDArray[Any]
-    member_size: NDArray[Any]
-    key_checksums: NDArray[Any]
-    durations: NDArray[Any]
-    id_lengths: NDArray[Any]
-    ids: bytes
-    label_counts: NDArray[Any]
-    labels: NDArray[Any]
-
-    @staticmethod
-    def of(rows: Sequence[TableRow]) -> _Part:
-        suffixes: dict[str, int] = {}
-        members = [
-            (suffixes.setdefault(suffix, len(suffixes)), offset // BLOCK - 1, -(-size // BLOCK))
-            for row in rows
-            for suffix, offset, size in row.members
-        ]
-        flat = np.array(members, np.uint32).reshape(-1, 3)
-        ids = [row.id.encode() for row in rows]
-        return _Part(
-            suffixes=list(suffixes),
-            member_counts=np.array([len(row.members) for row in rows]),
-            member_suffix=flat[:, 0],
-            member_block=flat[:, 1],
-            member_size=flat[:, 2],
-            key_checksums=np.array([key_checksum(row.key) for row in rows], np.uint32),
-            durations=np.array([row.duration for row in rows], np.float32),
-            id_lengths=np.array([len(name) for name in ids]),
-            ids=b"".join(ids),
-            label_counts=np.array([len(row.labels) for row in rows]),
-            labels=np.array([label for row in rows for label in row.labels], np.uint32),
-        )
-
-    def lay_out(self, slots: list[str]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Block counts (-1: no such member) and header blocks (beyond any other where there is none)."""
-        slot_of = np.array([slots.index(suffix) for suffix in self.suffixes])
-        rows = np.repeat(np.arange(len(self.member_counts)), self.member_counts)
-        columns = slot_of[self.member_suffix]
-        blocks = np.full((len(self.member_counts), len(slots)), -1, np.int64)
-        offsets = np.full(blocks.shape, np.iinfo(np.int64).max, np.int64)
-        blocks[rows, columns] = self.member_size
-        offsets[rows, columns] = self.member_block
-        return blocks, offsets
-
-
 def key_checksum(key: str) -> int:
     """CRC-32 by which the table knows a sample's key."""
     return zlib.crc32(key.encode("utf-8", "surrogateescape"))
 
 
-def _offsets(counts: list[NDArray[Any]]) -> NDArray[Any]:
-    offsets = np.cumsum(np.concatenate([np.zeros(1, np.int64), *counts]))
-    return offsets.astype(np.uint32) if offsets[-1] < 1 << 32 else offsets
+class Column(NamedTuple):
+    """A column of the table on its way into the file.
+
+    Attributes:
+        kind: What its numbers are.
+        shape: Its shape.
+        chunks: Its values in order, in pieces of any length.
+    """
+
+    kind: np.dtype[Any]
+    shape: tuple[int, ...]
+    chunks: Iterable[NDArray[Any]]
+
+    @classmethod
+    def of(cls, values: NDArray[Any]) -> Column:
+        """A column that is in memory."""
+        return cls(values.dtype, values.shape, [values])
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file, without what fills it up to the next column's place."""
+        return self.kind.itemsize * math.prod(self.shape)
 
 
-def _sorted_labels(columns: dict[str, NDArray[Any]], class_of: Sequence[int]) -> NDArray[Any]:
-    labels = np.asarray(class_of, np.uint32)[columns["label_ids"]]
-    rows = np.repeat(np.arange(len(columns["starts"])), np.diff(columns["label_offsets"].astype(np.int64)))
-    return labels[np.lexsort((labels, rows))]
-
-
-def write_table(path: Path, columns: dict[str, NDArray[Any]], meta: dict[str, Any]) -> None:
-    """Writes named arrays: magic, header length, JSON header with ``meta``, columns at aligned places."""
+def write_table(path: Path, columns: Mapping[str, Column], meta: Mapping[str, Any]) -> None:
+    """Writes columns: magic, header length, JSON header with ``meta``, columns at aligned places."""
     places, position = {}, 0
     for name, column in columns.items():
-        places[name] = {"dtype": column.dtype.str, "shape": column.shape, "offset": position}
-        position += -(-column.nbytes // _ALIGNMENT) * _ALIGNMENT
+        places[name] = {"dtype": column.kind.str, "shape": column.shape, "offset": position}
+        position += _padded(column.nbytes)
     header = json.dumps({"columns": places, "bytes": position, **meta}).encode()
     head = _MAGIC + len(header).to_bytes(8, "little") + header
-    parts = [head, bytes(-len(head) % _ALIGNMENT)]
-    for column in columns.values():
-        parts += [column.tobytes(), bytes(-column.nbytes % _ALIGNMENT)]
-    write_atomically(path, b"".join(parts))
+
+    def pieces() -> Iterator[bytes]:
+        yield head.ljust(_padded(len(head)), b"\0")
+        for name, column in columns.items():
+            written = 0
+            for chunk in column.chunks:
+                yield chunk.astype(column.kind, copy=False).tobytes()
+                written += chunk.size * column.kind.itemsize
+            assert written == column.nbytes, f"column {name}: {written} bytes instead of {column.nbytes}"
+            yield bytes(_padded(written) - written)
+
+    write_atomically(path, pieces())
+
+
+def _padded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _map_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
@@ -374,7 +244,7 @@ def _map_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
             )
         length = int.from_bytes(head[len(_MAGIC) :], "little")
         header = file.read(length)
-    data = -(-(len(head) + length) // _ALIGNMENT) * _ALIGNMENT
+    data = _padded(len(head) + length)
     size = path.stat().st_size
     if size < data or size != data + (meta := json.loads(header))["bytes"]:
         raise ShardError(f"{path} is cut off; make it anew with: python -m datasets.index {path.parent}")

@@ -23,7 +23,8 @@ from datasets.sampling import (
     mixup_partner,
     subset_rows,
 )
-from datasets.table import ClipTable, TableBuilder, TableRow
+from datasets.table import ClipTable
+from datasets.table_builder import TableBuilder, TableRow
 
 SIZE: dict[str, Any] = {"image_size": 16, "num_samples": 4000}
 #: Clips of each class; every fifth clip of class 0 also has class 3.
@@ -33,16 +34,17 @@ COUNTS = (600, 60, 6)
 @pytest.fixture(scope="module")
 def table(tmp_path_factory) -> ClipTable:
     """666 clips in 7 shards with a long tail of classes; no shards behind it."""
-    builder, rows = TableBuilder(), []
+    rows: list[list[int]] = []
     for label, count in enumerate(COUNTS):
         rows += [[label, 3] if label == 0 and i % 5 == 0 else [label] for i in range(count)]
     rng = np.random.default_rng(0)
     order = rng.permutation(len(rows))
-    for shard in range(7):
-        part = order[shard::7].tolist()
-        members = [("json", 512, 10), ("flac", 1536, 600)]
-        builder.add(f"{shard}.tar", [TableRow(str(i), str(i), rows[i], 1.0, members) for i in part])
-    return builder.save(tmp_path_factory.mktemp("table"), "none", 4)
+    members = [("json", 512, 10), ("flac", 1536, 600)]
+    with TableBuilder(tmp_path_factory.mktemp("table")) as builder:
+        for shard in range(7):
+            part = order[shard::7].tolist()
+            builder.add(f"{shard}.tar", [TableRow(str(i), str(i), rows[i], 1.0, members) for i in part])
+        return builder.save("none", 4)
 
 
 def histogram(table: ClipTable, rows: np.ndarray) -> np.ndarray:

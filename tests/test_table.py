@@ -8,7 +8,8 @@ from support.shards import make_shards
 
 from datasets.index import ShardIndex
 from datasets.shards import ShardError
-from datasets.table import ClipTable, Extent, TableBuilder, TableRow, write_table
+from datasets.table import ClipTable, Column, Extent, write_table
+from datasets.table_builder import TableBuilder, TableRow
 
 
 def row(key, *members, labels=()):
@@ -35,12 +36,11 @@ def test_table_finds_members_labels_and_ids(tmp_path):
 
 
 def test_irregular_samples(tmp_path):
-    builder = TableBuilder()
-    builder.add(
-        "a", [row("x", ("10.jpg", 1024, 5), ("2.jpg", 2048, 513), labels=[0, 2]), row("y", ("flac", 8192, 0))]
-    )
-    builder.add("b", [row("z", ("mp4", 512, 40_000_000), ("flac", 512 * 90_000, 1), labels=[1])])
-    table = builder.save(tmp_path, "f", 3)
+    first = [row("x", ("10.jpg", 1024, 5), ("2.jpg", 2048, 513), labels=[0, 2]), row("y", ("flac", 8192, 0))]
+    with TableBuilder(tmp_path) as builder:
+        builder.add("a", first)
+        builder.add("b", [row("z", ("mp4", 512, 40_000_000), ("flac", 512 * 90_000, 1), labels=[1])])
+        table = builder.save("f", 3)
     assert table.slots == ["10.jpg", "2.jpg", "flac", "mp4"]
     assert table.frame_slots == [1, 0]
     assert table.members(0) == {0: Extent(512, 1), 1: Extent(1536, 2)}
@@ -51,16 +51,20 @@ def test_irregular_samples(tmp_path):
 
 
 def test_labels_are_renumbered_and_sorted(tmp_path):
-    builder = TableBuilder()
-    builder.add("a", [row("x", ("flac", 512, 1), labels=[0, 1, 2]), row("y", ("flac", 1536, 1), labels=[1])])
-    table = builder.save(tmp_path, "f", 3, class_of=[2, 0, 1])
+    rows = [row("x", ("flac", 512, 1), labels=[0, 1, 2]), row("y", ("flac", 1536, 1), labels=[1])]
+    with TableBuilder(tmp_path) as builder:
+        builder.add("a", rows)
+        table = builder.save("f", 3, class_of=[2, 0, 1])
     assert [table.labels(r) for r in range(2)] == [(0, 1, 2), (0,)]
 
 
 def test_too_many_kinds_of_members(tmp_path):
     rows = [row(f"k{i}", (f"{i}.extra.flac", 512, 1)) for i in range(600)]
-    with pytest.raises(ShardError, match="more than 512 different member names"):
-        TableBuilder().add("a", rows)
+    with (
+        TableBuilder(tmp_path) as builder,
+        pytest.raises(ShardError, match="more than 512 different member names"),
+    ):
+        builder.add("a", rows)
 
 
 def test_pickle_maps_the_file_again(tmp_path):
@@ -113,19 +117,20 @@ def test_two_million_clips_open_at_once_in_little_memory(tmp_path):
     rng = np.random.default_rng(0)
     blocks = rng.integers(30, 900, (count, len(slots)), np.uint16)
     taken = (blocks.sum(1, dtype=np.int64) + len(slots)).reshape(shards, -1)
+    columns = {
+        "starts": (taken.cumsum(1) - taken).reshape(-1).astype(np.uint32),
+        "blocks": blocks,
+        "key_checksums": rng.integers(0, 2**32, count, np.uint32),
+        "durations": np.full(count, 10.0, np.float32),
+        "id_offsets": np.arange(0, 11 * count + 1, 11, dtype=np.uint32),
+        "id_bytes": np.full(11 * count, ord("-"), np.uint8),
+        "label_offsets": np.arange(0, 2 * count + 1, 2, dtype=np.uint32),
+        "label_ids": rng.integers(0, 527, 2 * count, np.uint16),
+        "first_rows": np.arange(0, count + 1, count // shards),
+    }
     write_table(
         tmp_path / "index.table",
-        {
-            "starts": (taken.cumsum(1) - taken).reshape(-1).astype(np.uint32),
-            "blocks": blocks,
-            "key_checksums": rng.integers(0, 2**32, count, np.uint32),
-            "durations": np.full(count, 10.0, np.float32),
-            "id_offsets": np.arange(0, 11 * count + 1, 11, dtype=np.uint32),
-            "id_bytes": np.full(11 * count, ord("-"), np.uint8),
-            "label_offsets": np.arange(0, 2 * count + 1, 2, dtype=np.uint32),
-            "label_ids": rng.integers(0, 527, 2 * count, np.uint16),
-            "first_rows": np.arange(0, count + 1, count // shards),
-        },
+        {name: Column.of(values) for name, values in columns.items()},
         {"fingerprint": "f", "shards": ["s"] * shards, "num_classes": 527, "plain": True, "slots": slots},
     )
     assert (tmp_path / "index.table").stat().st_size < 200e6
