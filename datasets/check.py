@@ -2,15 +2,17 @@
 
     python -m datasets.check OUT [--fast]
 
-``--fast`` compares what costs no reading: that every shard is there with its size, and that the table belongs
-to the index and counts the same clips. Without it every byte is read: SHA-256, tar structure, number of
-samples, keys and ids, metadata, label counts, whether the table says the same of each clip, and whether each
-sound and picture decodes. Ends with exit code 1 if anything is wrong.
+``--fast`` compares what costs no reading: that every shard is there with its size, that the table belongs
+to the index and counts the same clips, and that the list of rejects is the one that the index counts. Without
+it every byte is read: SHA-256, tar structure, number of samples, keys and ids, metadata, label counts, whether
+the table says the same of each clip, and whether each sound and picture decodes. Ends with exit code 1 if
+anything is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -142,7 +144,7 @@ def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
     index = ShardIndex.load(folder)
     report = Report(problems=_compare_table(folder, index))
     table = None if report.problems else ClipTable.open(folder, index.fingerprint)
-    report.problems += _compare_sizes(folder, index)
+    report.problems += _compare_sizes(folder, index) + _compare_rejects(folder, index)
     if fast:
         report.samples, report.seconds = index.samples, index.duration_seconds
         return report
@@ -210,6 +212,19 @@ def _compare_sizes(folder: Path, index: ShardIndex) -> list[str]:
     return problems + [f"{folder / name} is not in the index" for name in sorted(strangers)]
 
 
+def _compare_rejects(folder: Path, index: ShardIndex) -> list[str]:
+    if index.rejects is None:
+        return []
+    path = folder / index.rejects.file
+    if not path.is_file():
+        return [f"{path}, the list of rejects, is in the index but not there"]
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found == index.rejects.sha256:
+        return []
+    return [f"{path} has SHA-256 {found}, the index says {index.rejects.sha256}"]
+
+
 def _compare_labels(folder: Path, index: ShardIndex, report: Report) -> list[str]:
     ids = label_ids(index.labels)
     found: Counter[int] = Counter()
@@ -242,6 +257,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     options = parser.parse_args(arguments)
     rows = [["set", "shards", "clips", "hours", "GB", "classes", "rejects", "problems"]]
+    rejects: list[str] = []
     problems: list[str] = []
     try:
         for folder in finished_sets(options.out) or [options.out]:
@@ -250,11 +266,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             problems += report.problems
             present = sum(label.count > 0 for label in index.labels)
             cells = (str(folder), len(index.shards), report.samples, f"{report.seconds / 3600:.2f}")
-            counts = (f"{index.bytes / 1e9:.3f}", present, len(index.rejects), len(report.problems))
+            rejected = index.rejects.total if index.rejects is not None else 0
+            counts = (f"{index.bytes / 1e9:.3f}", present, rejected, len(report.problems))
+            if rejected:
+                rejects.append(f"{folder}: {index.rejects}")
             rows.append([str(cell) for cell in (*cells, *counts)])
     except ShardError as error:
         raise SystemExit(f"datasets.check: {error}") from error
     print_table(rows)
+    for line in rejects:
+        print(f"  {line}")
     for problem in problems[:_SHOWN]:
         print(f"  {problem}")
     if len(problems) > _SHOWN:

@@ -36,7 +36,7 @@ from datasets.table_builder import TableBuilder, TableRow
 INDEX_NAME = "index.json"
 PREPARE_FOLDER = ".prepare"  # is there while datasets.prepare is not done
 FORMAT = "earsight-shards"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,30 @@ class Reject:
 
 
 @dataclass(frozen=True)
+class RejectList:
+    """The inputs that went into no shard, which a file beside the index lists one by one.
+
+    Attributes:
+        file: Its name: a CSV of source, reason and detail.
+        sha256: Hex digest of it.
+        counts: How many there are for each reason.
+    """
+
+    file: str
+    sha256: str
+    counts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Number of all of them."""
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
+        return f"rejected {self.total}: {reasons} (see {self.file})"
+
+
+@dataclass(frozen=True)
 class ShardIndex:
     """What lies in a folder of shards; ``index.json`` in memory.
 
@@ -81,7 +105,7 @@ class ShardIndex:
         labels: The vocabulary; empty for a set without labels.
         fbank: Log-mel statistics, or None where nobody measured them.
         settings: What the shards were made with.
-        rejects: Inputs left out.
+        rejects: Inputs left out; None where nobody knows, as for shards made elsewhere.
         duration_seconds: Length of all samples together.
     """
 
@@ -89,7 +113,7 @@ class ShardIndex:
     labels: tuple[Label, ...] = ()
     fbank: FbankStats | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    rejects: tuple[Reject, ...] = ()
+    rejects: RejectList | None = None
     duration_seconds: float = 0.0
 
     @property
@@ -134,13 +158,16 @@ class ShardIndex:
             if content.get("format") != FORMAT:
                 raise ShardError(f'{where} is no index of shards: "format" is not "{FORMAT}"')
             if content["version"] != VERSION:
-                raise ShardError(f"{where} has version {content['version']}; this program reads {VERSION}")
+                raise ShardError(
+                    f"{where} has version {content['version']}, this program reads {VERSION}. Make the set anew "
+                    "with datasets.prepare, or index its shards anew: python -m datasets.index FOLDER --overwrite"
+                )
             return cls(
                 shards=tuple(ShardInfo(**shard) for shard in content["shards"]),
                 labels=tuple(Label(**label) for label in content["labels"]),
                 fbank=FbankStats(**content["fbank"]) if content["fbank"] else None,
                 settings=content["settings"],
-                rejects=tuple(Reject(**reject) for reject in content["rejects"]),
+                rejects=RejectList(**content["rejects"]) if content["rejects"] else None,
                 duration_seconds=content["duration_seconds"],
             )
         except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:

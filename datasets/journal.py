@@ -17,15 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from datasets.durable import write_atomically
+from datasets.durable import fsync, write_atomically
 from datasets.fbank import Moments
 from datasets.index import PREPARE_FOLDER, Label, Reject
 from datasets.shards import ShardInfo
-from datasets.sources import Plan, Task
-
-
-class PrepareError(ValueError):
-    """A user's mistake in preparing a set; the message says what to do."""
+from datasets.sources import PrepareError, Task
 
 
 @dataclass
@@ -113,14 +109,14 @@ class SplitJournal:
         self._rejects = self._folder / "rejects.jsonl"
         self._journal = self._folder / "journal.json"
 
-    def create(self, plan: Plan) -> None:
-        """Writes a plan, from its beginning."""
+    def create(self, tasks: Iterable[Task], rejects: Iterable[Reject]) -> None:
+        """Writes a plan, from its beginning: the clips in order, and what is known to be unusable."""
         self._folder.mkdir(parents=True)
         with self._plan.open("w") as file:
-            file.writelines(json.dumps(task) + "\n" for task in plan.tasks)
+            file.writelines(json.dumps(task) + "\n" for task in tasks)
             _flush(file)
-        self._rejects.touch()
-        self.save(Progress(), plan.rejects)
+        self.add_rejects(rejects)
+        self.save(Progress())
 
     def load(self) -> Progress:
         """Where to go on."""
@@ -130,14 +126,16 @@ class SplitJournal:
         os.truncate(self._rejects, content["rejects_bytes"])  # what came after it is met again
         return Progress(**content)
 
-    def save(self, progress: Progress, new_rejects: Iterable[Reject]) -> None:
-        """Records that ``progress`` is reached and that ``new_rejects`` were met on the way."""
-        with self._rejects.open("r+b") as file:
-            file.seek(progress.rejects_bytes)
-            for reject in new_rejects:
-                file.write(json.dumps([reject.source, reject.reason, reject.detail]).encode() + b"\n")
-            progress.rejects_bytes = file.tell()
-            _flush(file)
+    def add_rejects(self, rejects: Iterable[Reject]) -> None:
+        """Appends rejects, which count once progress is saved."""
+        with self._rejects.open("a") as file:
+            for reject in rejects:
+                file.write(json.dumps([reject.source, reject.reason, reject.detail]) + "\n")
+
+    def save(self, progress: Progress) -> None:
+        """Records that ``progress`` is reached, with all rejects added so far."""
+        fsync(self._rejects)
+        progress.rejects_bytes = self._rejects.stat().st_size
         write_atomically(self._journal, json.dumps(asdict(progress)).encode())
 
     def tasks(self, first: int) -> Iterator[Task]:
@@ -145,18 +143,26 @@ class SplitJournal:
         with self._plan.open() as file:
             for i, line in enumerate(file):
                 if i >= first:
-                    source, identifier, labels, *rest = json.loads(line)
-                    yield Task(source, identifier, tuple(labels), *rest)
+                    yield Task.parse(line)
 
     def num_tasks(self) -> int:
         """Number of clips in the plan."""
-        with self._plan.open("rb") as file:
-            return sum(1 for _ in file)
+        return _count_lines(self._plan)
 
-    def rejects(self) -> list[Reject]:
-        """All rejects recorded."""
+    def rejects(self) -> Iterator[Reject]:
+        """All rejects."""
         with self._rejects.open() as file:
-            return [Reject(*json.loads(line)) for line in file]
+            for line in file:
+                yield Reject(*json.loads(line))
+
+    def num_rejects(self) -> int:
+        """Number of rejects."""
+        return _count_lines(self._rejects)
+
+
+def _count_lines(path: Path) -> int:
+    with path.open("rb") as file:
+        return sum(1 for _ in file)
 
 
 def _flush(file: IO[Any]) -> None:

@@ -16,17 +16,20 @@ the clips found.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
+import os
 import re
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.index import Label
 
+AUDIOSET = "AudioSet segments"
+VGGSOUND = "VGGSound"
+MANIFEST = "CSV with a path column"
 AUDIOSET_CLASSES = "class_labels_indices.csv"
 VGGSOUND_SECONDS = 10.0
 LABEL_SEPARATOR = ";"
@@ -57,26 +60,51 @@ class LabelRow(NamedTuple):
 
 @dataclass(frozen=True)
 class LabelFile:
-    """A label file read.
+    """A label file whose form is known.
 
     Attributes:
         path: The file.
         form: Its form, for messages.
-        rows: Its rows in order.
         by_path: Rows name files by path rather than by id.
         start_format: How published file names write a segment's start after the id.
     """
 
     path: Path
     form: str
-    rows: list[LabelRow]
     by_path: bool
     start_format: str = "{:.3f}"
 
-    @cached_property
-    def splits(self) -> list[str]:
-        """Names of the splits, sorted; empty where the file has no split column."""
-        return sorted({row.split for row in self.rows if row.split is not None})
+    def rows(self) -> Iterator[LabelRow]:
+        """Reads the rows in order.
+
+        Raises:
+            LabelFileError: A row is malformed, or, at the end: there are none, or their splits won't do.
+        """
+        count, unnamed, splits = 0, 0, set()
+        for row in self._parsed():
+            yield row
+            count += 1
+            unnamed += row.split is None
+            splits.add(row.split)
+        if not count:
+            raise LabelFileError(f"{self.path}: no rows below the header")
+        if 0 < unnamed < count:
+            raise LabelFileError(f"{self.path}: {unnamed} of {count} rows have an empty split")
+        for split in sorted(splits - {None}):
+            if not _SAFE_SPLIT.fullmatch(split):
+                raise LabelFileError(
+                    f"{self.path}: split {split!r} can't be a folder's name (letters, digits, - and _)"
+                )
+
+    def _parsed(self) -> Iterator[LabelRow]:
+        numbered = _rows(self.path)
+        line, first = next(numbered)
+        if self.form == MANIFEST:
+            header = [cell.strip().lower() for cell in first]
+            return (_manifest_row(self.path, *row, header) for row in numbered)
+        parse = _audioset_row if self.form == AUDIOSET else _vggsound_row
+        begin = [] if _is_header(first) else [(line, first)]
+        return (parse(self.path, *row) for row in itertools.chain(begin, numbered))
 
 
 class Vocabulary:
@@ -110,30 +138,26 @@ class Vocabulary:
 
 
 def read_label_file(path: str | Path) -> LabelFile:
-    """Reads a label file of any of the three forms.
+    """Recognises a label file of any of the three forms.
 
     Raises:
-        LabelFileError: If the form is not recognised, a row is malformed, or there are no rows.
+        LabelFileError: If it is missing or empty, or its form is not recognised.
     """
     path = Path(path)
     if not path.is_file():
         raise LabelFileError(f"{path}: no such label file")
     numbered = _rows(path)
-    line, first = next(numbered, (0, []))
+    _, first = next(numbered, (0, []))
     if not first:
         raise LabelFileError(f"{path}: the label file is empty")
-    header = [cell.strip().lower() for cell in first]
-    if "path" in header:
-        rows = [_manifest_row(path, line, header, cells) for line, cells in numbered]
-        return _checked(LabelFile(path, "CSV with a path column", rows, by_path=True))
-    if header[0] in ("ytid", "id", "youtube_id") and len(header) == 4 and not _is_number(header[1]):
-        line, first = next(numbered, (line, []))  # some copies carry a header that is no comment
+    if "path" in (cell.strip().lower() for cell in first):
+        return LabelFile(path, MANIFEST, by_path=True)
+    if _is_header(first):
+        _, first = next(numbered, (0, first))
     if len(first) == 4 and _is_number(first[1]) and _is_number(first[2]):
-        rows = [_audioset_row(path, line, first)] + [_audioset_row(path, *row) for row in numbered]
-        return _checked(LabelFile(path, "AudioSet segments", rows, by_path=False))
+        return LabelFile(path, AUDIOSET, by_path=False)
     if len(first) == 4 and _is_number(first[1]):
-        rows = [_vggsound_row(path, line, first)] + [_vggsound_row(path, *row) for row in numbered]
-        return _checked(LabelFile(path, "VGGSound", rows, by_path=False, start_format="{:06.0f}"))
+        return LabelFile(path, VGGSOUND, by_path=False, start_format="{:06.0f}")
     raise LabelFileError(
         f'{path}: the form of this label file is not known. Expected AudioSet\'s `YTID, start, end, "mids"`, '
         "VGGSound's `id,start,label,split`, or a header with a column `path` (and label, split, start, end); "
@@ -168,25 +192,25 @@ def read_classes(path: str | Path) -> Vocabulary:
     return Vocabulary(labels)
 
 
-def vocabulary_of(labels: LabelFile, classes: str | Path | None) -> Vocabulary:
+def vocabulary_of(labels: LabelFile, used: Set[str], classes: str | Path | None) -> Vocabulary:
     """The vocabulary of a label file.
 
     Args:
         labels: The label file.
+        used: All labels of its rows.
         classes: A class file as ``read_classes`` takes it; None for ``class_labels_indices.csv`` beside an
             AudioSet label file, else for all labels of the file in sorted order.
 
     Raises:
         LabelFileError: If an AudioSet file has no class file, or no row knows a class.
     """
-    if classes is None and labels.form == "AudioSet segments":
+    if classes is None and labels.form == AUDIOSET:
         classes = labels.path.parent / AUDIOSET_CLASSES
         if not classes.is_file():
             raise LabelFileError(
                 f"{labels.path}: AudioSet's classes are named in {AUDIOSET_CLASSES}, which is not beside it; "
                 "put it there or name it with --classes"
             )
-    used = {token for row in labels.rows for token in row.labels}
     if classes is None:
         return Vocabulary(Label(name) for name in sorted(used))
     vocabulary = read_classes(classes)
@@ -210,7 +234,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 yield reader.line_num, cells
 
 
-def _manifest_row(path: Path, line: int, header: list[str], cells: list[str]) -> LabelRow:
+def _manifest_row(path: Path, line: int, cells: list[str], header: list[str]) -> LabelRow:
     if len(cells) != len(header):
         raise LabelFileError(f"{path}:{line}: {len(cells)} cells under a header of {len(header)}")
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
@@ -218,7 +242,8 @@ def _manifest_row(path: Path, line: int, header: list[str], cells: list[str]) ->
         raise LabelFileError(f"{path}:{line}: the path is empty")
     label = row.get("label") or row.get("labels") or ""
     start, end = (_seconds(path, line, row[key]) if row.get(key) else None for key in ("start", "end"))
-    return _row(path, line, row["path"], start, end, label.split(LABEL_SEPARATOR), row.get("split") or None)
+    name = os.path.normpath(row["path"])
+    return _row(path, line, name, start, end, label.split(LABEL_SEPARATOR), row.get("split") or None)
 
 
 def _audioset_row(path: Path, line: int, cells: list[str]) -> LabelRow:
@@ -248,23 +273,8 @@ def _row(
         raise LabelFileError(
             f"{path}:{line}: the segment {start}-{end} s of {name} is empty or starts before 0"
         )
-    # A class name comes a million times: interned it costs eight bytes a row.
-    tokens = tuple(sys.intern(_utf8(path, label.strip())) for label in labels if label.strip())
-    return LabelRow(name, start, end, tokens, split if split is None else sys.intern(split))
-
-
-def _checked(labels: LabelFile) -> LabelFile:
-    if not labels.rows:
-        raise LabelFileError(f"{labels.path}: no rows below the header")
-    unnamed = sum(row.split is None for row in labels.rows)
-    if 0 < unnamed < len(labels.rows):
-        raise LabelFileError(f"{labels.path}: {unnamed} of {len(labels.rows)} rows have an empty split")
-    for split in labels.splits:
-        if not _SAFE_SPLIT.fullmatch(split):
-            raise LabelFileError(
-                f"{labels.path}: split {split!r} can't be a folder's name (letters, digits, - and _)"
-            )
-    return labels
+    tokens = tuple(_utf8(path, label.strip()) for label in labels if label.strip())
+    return LabelRow(name, start, end, tokens, split)
 
 
 def _utf8(path: Path, name: str) -> str:
@@ -273,6 +283,12 @@ def _utf8(path: Path, name: str) -> str:
         shown = name.encode("utf-8", "surrogateescape")
         raise LabelFileError(f"{path}: class name {shown!r} is no UTF-8; save the file as UTF-8")
     return name
+
+
+def _is_header(cells: list[str]) -> bool:
+    """Whether an id form's first row names its columns (some copies carry a header that is no comment)."""
+    is_id = cells[0].strip().lower() in ("ytid", "id", "youtube_id")
+    return is_id and len(cells) == 4 and not _is_number(cells[1])
 
 
 def _is_number(cell: str) -> bool:

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from datasets.durable import write_atomically
 from datasets.encode import Encoded
-from datasets.index import INDEX_NAME, Reject, ShardIndex
+from datasets.index import INDEX_NAME, Reject, RejectList, ShardIndex
 from datasets.journal import Progress, SplitJournal
 from datasets.shards import SHARD_PATTERN, ShardWriter
 from datasets.sources import Task
 
 REJECTS_NAME = "rejects.csv"
+_HELD_REJECTS = 1000
 
 
 class OpenShard:
@@ -34,6 +36,7 @@ class OpenShard:
         self._folder, self._journal, self._progress = folder, journal, progress
         self._writer: ShardWriter | None = None
         self._rejects: list[Reject] = []
+        self._recorded = progress.next_task
 
     @property
     def size(self) -> int:
@@ -46,6 +49,8 @@ class OpenShard:
         progress.next_task += 1
         if isinstance(sample, Reject):
             self._rejects.append(sample)
+            if len(self._rejects) >= _HELD_REJECTS:
+                self._note_rejects()
             return True
         if self._writer is None:
             self._writer = ShardWriter(self._folder / SHARD_PATTERN.format(len(progress.shards)))
@@ -58,16 +63,21 @@ class OpenShard:
 
     def finish(self) -> str:
         """Gives the shard its name and records everything up to here; returns a line that says so."""
-        if self._writer is None and not self._rejects:
+        if self._progress.next_task == self._recorded:
             return ""
         line = ""
         if self._writer is not None:
             info = self._writer.close()
             self._progress.shards.append(info)
             line = f"{info.name}: {info.samples} clips, {info.bytes / 1e6:.1f} MB"
-        self._journal.save(self._progress, self._rejects)
-        self._writer, self._rejects = None, []
+        self._note_rejects()
+        self._journal.save(self._progress)
+        self._writer, self._recorded = None, self._progress.next_task
         return line
+
+    def _note_rejects(self) -> None:
+        self._journal.add_rejects(self._rejects)
+        self._rejects = []
 
     def discard(self) -> None:
         """Removes a shard that was not finished."""
@@ -117,13 +127,30 @@ class ProgressBar:
         self._bar.close()
 
 
-def write_rejects(folder: Path, rejects: Sequence[Reject]) -> None:
-    """Writes ``rejects.csv``."""
+def write_rejects(folder: Path, rejects: Iterable[Reject]) -> RejectList:
+    """Writes ``rejects.csv``, and returns what the index says of it."""
+    counts: Counter[str] = Counter()
+    digest = hashlib.sha256()
+
+    def lines() -> Iterator[bytes]:
+        yield _csv_line("source", "reason", "detail")
+        for reject in rejects:
+            counts[reject.reason] += 1
+            yield _csv_line(reject.source, reject.reason, reject.detail)
+
+    def hashed() -> Iterator[bytes]:
+        for line in lines():
+            digest.update(line)
+            yield line
+
+    write_atomically(folder / REJECTS_NAME, hashed())
+    return RejectList(REJECTS_NAME, digest.hexdigest(), dict(counts.most_common()))
+
+
+def _csv_line(*cells: str) -> bytes:
     text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "reason", "detail"])
-    writer.writerows([reject.source, reject.reason, reject.detail] for reject in rejects)
-    write_atomically(folder / REJECTS_NAME, text.getvalue().encode())
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
 
 
 def finished_sets(out: Path) -> list[Path]:
@@ -145,13 +172,6 @@ def summary(folder: Path, index: ShardIndex) -> str:
         lines.append(
             f"  fbank mean {index.fbank.mean:.4f}, std {index.fbank.std:.4f} ({index.fbank.clips} clips)"
         )
-    if index.rejects:
-        lines.append(count_reasons(index.rejects))
+    if index.rejects is not None and index.rejects.total:
+        lines.append(f"  {index.rejects}")
     return "\n".join(lines)
-
-
-def count_reasons(rejects: Sequence[Reject]) -> str:
-    """A line with the number of rejects for each reason."""
-    counts = Counter(reject.reason for reject in rejects).most_common()
-    reasons = ", ".join(f"{reason} {count}" for reason, count in counts)
-    return f"  rejected {len(rejects)}: {reasons} (see {REJECTS_NAME})"

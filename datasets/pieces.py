@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import av
 from av.error import FFmpegError
 
-from datasets.sources import Plan, Task, without_duplicates
+from datasets.sources import Task
 
 CUT_TOLERANCE = 1.0
 """Seconds by which a file may be longer than its segment and still be the segment itself: cutting without
@@ -51,33 +51,28 @@ def needs_length(task: Task, clip_seconds: float | None) -> bool:
     return task.cut is None and task.end is not None
 
 
-def cut_into_clips(
-    plan: Plan,
-    clip_seconds: float | None,
-    lengths: Callable[[Iterable[Task]], Iterator[float | None]],
-) -> Plan:
-    """A plan in which every task is one clip, and no ``cut`` is None.
+Lengths = Callable[[Iterable[Task]], Iterator[float | None]]
+"""Gives the length in seconds of each task's file (None where unknown), in order."""
+
+
+def cut_into_clips(tasks: Iterable[Task], clip_seconds: float | None, lengths: Lengths) -> Iterator[Task]:
+    """Tasks of which every one is a clip, and no ``cut`` is None.
 
     Args:
-        plan: The tasks, some of which stand for whole files.
+        tasks: Some of them stand for whole files. Iterated twice at once.
         clip_seconds: Length of consecutive clips; None for one clip a file. A last piece shorter than half of
             it is left out, one file gives one clip at least.
-        lengths: Gives the length in seconds of each task's file (None where unknown), in order.
+        lengths: Gives the files' lengths.
     """
-    found = lengths(task for task in plan.tasks if needs_length(task, clip_seconds))
-
-    def clips() -> Iterator[Task]:
-        for task in plan.tasks:
-            length = next(found) if needs_length(task, clip_seconds) else None
-            if task.start is not None or task.end is not None:
-                yield _settle(task, length)
-            elif clip_seconds is None:
-                yield task
-            else:
-                yield from _pieces(task, clip_seconds, length or 0.0)
-
-    settled = without_duplicates(clips())
-    return Plan(settled.tasks, plan.rejects + settled.rejects)
+    found = lengths(task for task in tasks if needs_length(task, clip_seconds))
+    for task in tasks:
+        length = next(found) if needs_length(task, clip_seconds) else None
+        if task.start is not None or task.end is not None:
+            yield _settle(task, length)
+        elif clip_seconds is None:
+            yield task
+        else:
+            yield from _pieces(task, clip_seconds, length or 0.0)
 
 
 def _settle(task: Task, length: float | None) -> Task:

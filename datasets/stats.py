@@ -63,6 +63,8 @@ def print_stats(folder: Path, index: ShardIndex, table: ClipTable, num_clips: in
     print(f"{folder}: {index.samples} clips, {hours:.2f} h, {size:.3f} GB")
     if index.fbank:
         print(f"fbank mean {index.fbank.mean:.4f}, std {index.fbank.std:.4f} ({index.fbank.clips} clips)")
+    if index.rejects is not None and index.rejects.total:
+        print(index.rejects)
     if index.labels:
         _print_classes(index, table)
     print("\nduration in seconds")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import pytest
 from support.shards import encode_flac, encode_jpeg, make_picture, make_shards, make_waveform
 
-from datasets.index import Label, Reject, ShardIndex, build_table, index_folder, main
+from datasets.index import Label, RejectList, ShardIndex, build_table, index_folder, main
 from datasets.scan import scan_shard
 from datasets.shards import ShardError
 from datasets.table import ClipTable
@@ -31,7 +31,12 @@ def test_index_survives_saving(tmp_path):
     assert index.samples == 5
     assert [label.count for label in index.labels] == [2, 2, 1]
     changed = ShardIndex(
-        index.shards, (Label("ü", "/m/1", 4),), None, {"a": [1]}, (Reject("x", "silent", "y"),), 2.5
+        index.shards,
+        (Label("ü", "/m/1", 4),),
+        None,
+        {"a": [1]},
+        RejectList("rejects.csv", "00", {"silent": 1}),
+        2.5,
     )
     changed.save(folder)
     assert ShardIndex.load(folder) == changed
@@ -72,8 +77,11 @@ def test_missing_things_are_named(tmp_path):
         ("{", "can't be read"),
         ("[]", "can't be read"),
         ('{"format": "x"}', "is no index of shards"),
-        ('{"format": "earsight-shards", "version": 9}', "version 9"),
-        ('{"format": "earsight-shards", "version": 1, "shards": [{"nome": 1}]}', "can't be read"),
+        (
+            '{"format": "earsight-shards", "version": 1}',
+            r"version 1, this program reads 2\. .*datasets\.index FOLDER --overwrite",
+        ),
+        ('{"format": "earsight-shards", "version": 2, "shards": [{"nome": 1}]}', "can't be read"),
     ],
 )
 def test_unreadable_index_is_refused(tmp_path, content, message):

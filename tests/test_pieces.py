@@ -9,7 +9,7 @@ import pytest
 from support.videos import write_video
 
 from datasets.pieces import FileLength, cut_into_clips
-from datasets.sources import Plan, Task
+from datasets.sources import Task
 
 
 def lengths(tasks: Iterable[Task]) -> Iterator[float | None]:
@@ -19,8 +19,8 @@ def lengths(tasks: Iterable[Task]) -> Iterator[float | None]:
 
 
 def test_whole_files_become_consecutive_clips():
-    plan = Plan([Task("25.1", "a"), Task("10.04", "b"), Task("3", "c"), Task("damaged", "d")])
-    clips = cut_into_clips(plan, 10.0, lengths).tasks
+    tasks = [Task("25.1", "a"), Task("10.04", "b"), Task("3", "c"), Task("damaged", "d")]
+    clips = cut_into_clips(tasks, 10.0, lengths)
     assert [(clip.id, clip.start, clip.end) for clip in clips] == [
         ("a_0.000", 0.0, 10.0),
         ("a_10.000", 10.0, 20.0),
@@ -29,24 +29,16 @@ def test_whole_files_become_consecutive_clips():
         ("c", 0.0, 10.0),
         ("d", 0.0, 10.0),
     ]
-    assert cut_into_clips(plan, None, lengths).tasks == plan.tasks
+    assert list(cut_into_clips(tasks, None, lengths)) == tasks
 
 
 def test_a_file_not_longer_than_its_segment_is_the_segment():
     names = ["10.9", "11.1", "damaged"]
-    open_question = Plan([Task(name, name, (), 30.0, 40.0, None) for name in names])
-    clips = cut_into_clips(open_question, 10.0, lengths).tasks
+    clips = list(cut_into_clips([Task(name, name, (), 30.0, 40.0, None) for name in names], 10.0, lengths))
     assert [clip.cut for clip in clips] == [True, False, False]
     assert all((clip.start, clip.end) == (30.0, 40.0) for clip in clips)
-    settled = Plan([Task(name, name, (), 30.0, 40.0, True) for name in names])
-    assert cut_into_clips(settled, 10.0, lengths).tasks == settled.tasks
-
-
-def test_a_piece_that_a_row_names_as_well_comes_once():
-    plan = Plan([Task("20", "a"), Task("20", "a_10.000", (), 10.0, 20.0)])
-    found = cut_into_clips(plan, 10.0, lengths)
-    assert [clip.id for clip in found.tasks] == ["a_0.000", "a_10.000"]
-    assert [reject.reason for reject in found.rejects] == ["duplicate_id"]
+    settled = [Task(name, name, (), 30.0, 40.0, True) for name in names]
+    assert list(cut_into_clips(settled, 10.0, lengths)) == settled
 
 
 def test_lengths_of_real_files(tmp_path: Path):
