@@ -11,7 +11,8 @@ import pytest
 from support.shards import make_sample, make_shards
 
 from datasets.check import main
-from datasets.index import INDEX_NAME, ShardIndex, build_table
+from datasets.index import INDEX_NAME, Reject, ShardIndex, build_table
+from datasets.output import write_rejects
 from datasets.shards import Sample, ShardWriter
 from datasets.table import TABLE_NAME, ClipTable
 
@@ -52,6 +53,25 @@ def test_splits(folder: Path, capsys):
     code, output = check(folder.parent / "both", capsys, "--fast")
     assert code == 0
     assert len(output.splitlines()) == 3
+
+
+def test_list_of_rejects(folder: Path, capsys):
+    rejects = write_rejects(
+        folder, [Reject("a.mp4", "silent"), Reject("b.mp4", "silent"), Reject("ü", "no_audio")]
+    )
+    replace(ShardIndex.load(folder), rejects=rejects).save(folder)
+    code, output = check(folder, capsys, "--fast")
+    assert code == 0
+    assert f"{folder}: rejected 3: silent 2, no_audio 1 (see rejects.csv)" in output
+    (folder / "rejects.csv").write_text("source,reason,detail\n")
+    code, output = check(folder, capsys, "--fast")
+    assert code == 1
+    assert "rejects.csv has SHA-256" in output
+    assert f"the index says {rejects.sha256}" in output
+    (folder / "rejects.csv").unlink()
+    code, output = check(folder, capsys)
+    assert code == 1
+    assert "rejects.csv, the list of rejects, is in the index but not there" in output
 
 
 def test_flipped_byte(folder: Path, capsys):
