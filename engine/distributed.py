@@ -52,6 +52,14 @@ class World:
         dist.all_gather_object(gathered, value, group=self.control)
         return gathered
 
+    def gather_to_main(self, value: object) -> list | None:
+        """Every rank's ``value``, in rank order, on rank 0, and None on the others (host objects, large ones too)."""
+        if self.size == 1:
+            return [value]
+        gathered: list | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, gathered, dst=0, group=self.control)
+        return gathered
+
     def broadcast_object(self, value: object) -> object:
         """Rank 0's ``value`` on every rank."""
         return self.gather_objects(value)[0] if self.size > 1 else value

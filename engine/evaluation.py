@@ -83,15 +83,16 @@ class FinalEvaluation:
             objective, loader, self.world, self.config.data, bf16=self.bf16, missing=settings.missing_modality
         )
 
-    def _features(self, objective: Classification) -> tuple[Features, Features]:
-        """Of the training clips and of those evaluated."""
+    def _features(self, objective: Classification) -> tuple[Features, Features] | None:
+        """Of the training clips and of those evaluated, on rank 0."""
         loaders = [
             held_out_loader(self.config, self.train, shards, self.world, every_frame=False, probe=True)
             for shards in (self.config.data.train, self.shards)
         ]
         embed = mean_pooled(objective.model.encoder, objective.inputs)
-        train, test = (embed_set(embed, loader, self.world, self.bf16) for loader in loaders)
-        return train, test
+        most = self.config.data.max_bad_fraction
+        train, test = (embed_set(embed, loader, self.world, most, self.bf16) for loader in loaders)
+        return None if train is None or test is None else (train, test)
 
     def _measure(self, predictions: Predictions) -> dict[str, Any]:
         labels = predictions.labels

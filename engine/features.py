@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.batch import AVBatch
+from datasets.batch import AVBatch, ReadFailure
 from engine.distributed import World
-from engine.runlog import logger
+from engine.failures import gather_failures
 from models import AudioVisualEncoder
 
 #: (B, T, F) normalised fbank and (B, 3, H, W) normalised frames of a batch.
@@ -54,24 +54,31 @@ def mean_pooled(encoder: AudioVisualEncoder, inputs: Inputs) -> Embed:
 
 
 @torch.no_grad()
-def embed_set(embed: Embed, loader: Iterable[AVBatch], world: World, bf16: bool = False) -> Features:
-    """Embeds every clip of a loader once over all ranks; every rank calls it and gets the whole.
+def embed_set(
+    embed: Embed, loader: Iterable[AVBatch], world: World, max_bad_fraction: float, bf16: bool = False
+) -> Features | None:
+    """Embeds every clip of a loader once over all ranks; every rank calls it.
 
     Args:
         embed: What to keep of a batch.
         loader: This rank's batches.
         world: The processes.
+        max_bad_fraction: Share of the clips that may be unreadable; they are left out, and named in the log.
         bf16: Whether to compute in bfloat16.
 
+    Returns:
+        The whole on rank 0, None on the others: of a large set it is gigabytes.
+
     Raises:
+        TooManyFailuresError: More clips can't be read.
         ValueError: No clip at all could be read.
     """
     parts: list[dict[str, np.ndarray]] = []
     ids: list[str] = []
+    failures: list[ReadFailure] = []
     with torch.autocast(world.device.type, torch.bfloat16, enabled=bf16):
         for batch in loader:
-            for failure in batch.failures:
-                logger.warning("not embedded: %s in %s: %s", failure.id, failure.shard, failure.reason)
+            failures += batch.failures
             if not len(batch):
                 continue
             batch = batch.to(world.device)
@@ -81,10 +88,11 @@ def embed_set(embed: Embed, loader: Iterable[AVBatch], world: World, bf16: bool 
             parts.append({name: value.cpu().numpy() for name, value in columns.items()})
             ids += batch.ids
     own = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    gathered = world.gather_objects((ids, own))
+    gather_failures(failures, len(ids), world, max_bad_fraction)
+    gathered = world.gather_to_main((ids, own))
+    if gathered is None:
+        return None
     filled = [part for part in gathered if part[1]]
-    if not filled:
-        raise ValueError("the set to embed has no clip that could be read")
     joined = {name: np.concatenate([part[1][name] for part in filled]) for name in filled[0][1]}
     order = np.argsort(joined["rows"], kind="stable")
     tensors = {name: torch.from_numpy(value[order]) for name, value in joined.items()}

@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.batch import AVBatch, FailureBudget, ReadFailure
+from datasets.batch import AVBatch, ReadFailure
 from datasets.loader import DataConfig
 from engine.distributed import World
+from engine.failures import gather_failures
 from engine.objectives.classification import Classification, Modalities
-from engine.runlog import logger
 
 
 @dataclass(frozen=True)
@@ -79,22 +79,10 @@ def predict(
             parts.append({name: value.cpu().numpy() for name, value in found.items()})
             ids += batch.ids
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-    gathered = world.gather_objects((ids, columns, failures))
-    return _join(gathered, data)
-
-
-def _join(
-    gathered: list[tuple[list[str], dict[str, np.ndarray], list[ReadFailure]]], data: DataConfig
-) -> Predictions:
+    failures = gather_failures(failures, len(ids), world, data.max_bad_fraction)
+    gathered = world.gather_objects((ids, columns))
     ids = [name for part in gathered for name in part[0]]
-    failures = [ReadFailure(*failure) for part in gathered for failure in part[2]]
-    for failure in failures:
-        logger.warning("left out of the evaluation: %s in %s: %s", failure.id, failure.shard, failure.reason)
-    named = {failure.id: failure for failure in failures}
-    FailureBudget(data.max_bad_fraction, 100, len(ids) + len(failures), len(failures), named).check()
     filled = [part[1] for part in gathered if part[1]]
-    if not filled:
-        raise ValueError("the set to evaluate on has no clip that could be read")
     columns = {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}
     order = np.argsort(columns["rows"], kind="stable")
     tensors = {name: torch.from_numpy(value[order]) for name, value in columns.items()}

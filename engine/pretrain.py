@@ -139,8 +139,8 @@ class HeldOut:
         assert isinstance(objective, CavMae)
         batches = self._pictured(objective, step, log)
         embed = mean_pooled(objective.model.encoder, objective.inputs)
-        features = embed_set(embed, batches, self._world, self._bf16)
-        values = self._measure(features) if self._world.is_main else None
+        features = embed_set(embed, batches, self._world, self._config.data.max_bad_fraction, self._bf16)
+        values = None if features is None else self._measure(features)
         values = self._world.broadcast_object(values)
         assert isinstance(values, dict)
         return values

@@ -64,25 +64,30 @@ def knn_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeConf
     return torch.cat(found)
 
 
-def fit_linear(train: Tensor, labels: Tensor, config: ProbeConfig) -> tuple[Tensor, Tensor]:
+def fit_linear(
+    train: Tensor, labels: Tensor, config: ProbeConfig, *, softmax: bool, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Logistic regression on standardised features, fitted by L-BFGS on all of them; deterministic.
 
-    Softmax where each training clip has one class, otherwise each class for itself.
+    ::
+
+        Σ_i weights[i] loss_i / M + weight_decay / 2 |W|²       # loss_i: cross-entropy, or BCE summed over classes
 
     Args:
         train: (M, D) features.
         labels: (M, C) 0 or 1.
         config: The settings.
+        softmax: Whether the classes exclude each other; otherwise each is fitted for itself.
+        weights: (M,) of the clips, 1 on average; None for all alike.
 
     Returns:
         (C, D) weight and (C,) bias for features as they are: the standardisation is in them.
     """
-    std, mean = torch.std_mean(train.float(), dim=0)
+    std, mean = torch.std_mean(train.float(), dim=0, correction=min(1, len(train) - 1))
     std = std.clamp_min(1e-6)
     inputs, targets = (train.float() - mean) / std, labels.float().to(train.device)
     weight = torch.zeros(targets.shape[1], train.shape[1], device=train.device, requires_grad=True)
     bias = torch.zeros(targets.shape[1], device=train.device, requires_grad=True)
-    single = is_single_label(labels)
     optimizer = torch.optim.LBFGS(
         [weight, bias], max_iter=config.iterations, line_search_fn="strong_wolfe", tolerance_grad=1e-5
     )
@@ -90,8 +95,13 @@ def fit_linear(train: Tensor, labels: Tensor, config: ProbeConfig) -> tuple[Tens
     def closure() -> Tensor:
         optimizer.zero_grad()
         logits = F.linear(inputs, weight, bias)
-        loss = F.cross_entropy(logits, targets) if single else _bce(logits, targets)
-        loss = loss + config.weight_decay / 2 * weight.square().sum()
+        if softmax:
+            losses = F.cross_entropy(logits, targets, reduction="none")
+        else:
+            losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1)
+        if weights is not None:
+            losses = losses * weights
+        loss = losses.mean() + config.weight_decay / 2 * weight.square().sum()
         loss.backward()
         return loss
 
@@ -102,12 +112,9 @@ def fit_linear(train: Tensor, labels: Tensor, config: ProbeConfig) -> tuple[Tens
 
 
 def linear_scores(train: Tensor, labels: Tensor, queries: Tensor, config: ProbeConfig) -> Tensor:
-    """(N, C) logits of (N, D) queries by `fit_linear`."""
-    return F.linear(queries.float(), *fit_linear(train, labels, config))
-
-
-def _bce(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(1).mean()
+    """(N, C) logits of (N, D) queries by `fit_linear`, with softmax where each training clip has one class."""
+    fitted = fit_linear(train, labels, config, softmax=is_single_label(labels))
+    return F.linear(queries.float(), *fitted)
 
 
 def probe_features(train: Features, test: Features, config: ProbeConfig) -> dict[str, float]:

@@ -54,6 +54,12 @@ def test_several_labels_are_fitted_each_for_itself():
     assert ((scores[:, 1] > 0) == (labels[:, 1] > 0)).float().mean() > 0.9
 
 
+def test_a_single_clip_is_fitted():
+    train, labels = clips(1, 0)
+    scores = linear_scores(train, labels, train, ProbeConfig())
+    assert scores.argmax() == labels.argmax()
+
+
 def test_probes_of_every_stream():
     (train, labels), (queries, answers) = clips(60, 0), clips(40, 1)
     noise = torch.randn(100, 6, generator=torch.Generator().manual_seed(5))

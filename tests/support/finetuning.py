@@ -101,13 +101,14 @@ def fitted_head(shards: str, run: str) -> dict:
             lambda batch: {"head": objective.head_features(batch)},
             held_out_loader(config, train, shards, world, every_frame=False),
             world,
+            0.0,
         )
         assert objective.training
         assert finetune(config, "model: small\n", world)
         return {
             "rows": subset_rows(train.table, 15, config.seed).tolist(),
-            "features": features.streams["head"],
-            "labels": features.labels,
+            "features": None if features is None else features.streams["head"],
+            "labels": None if features is None else features.labels,
             "weight": objective.model.head.weight.detach(),
             "bias": objective.model.head.bias.detach(),
             "after_a_step": load_weights(Path(run))["head.weight"],
