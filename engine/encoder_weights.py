@@ -10,10 +10,13 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from engine.runlog import logger
-from models import AudioVisualClassifier, AudioVisualEncoder, FbankConfig
+from models import AudioVisualClassifier, AudioVisualEncoder, FbankConfig, ModelConfig
 from models.errors import WeightsError
 from models.initialize import InitReport, initialize
 from models.weights import SourceWeights, read_weights
+
+#: Sizes that may differ from those trained with.
+_INPUT_SIZES = ("image_size", "audio_length", "num_mel_bins")
 
 
 def load_encoder_weights(
@@ -24,7 +27,8 @@ def load_encoder_weights(
     Args:
         path: A run, a checkpoint, or whatever else `models.weights.read_weights` takes.
         encoder: What to fill.
-        fbank: This run's spectrograms; where the weights were trained on others, the log says so.
+        fbank: This run's spectrograms. Where the weights were trained on others, or on another length or size, the
+            log says so, and what to give for the same.
         allow: See `models.initialize.initialize`.
 
     Raises:
@@ -33,7 +37,7 @@ def load_encoder_weights(
     source = read_weights(path)
     report = initialize(encoder, source, allow)
     logger.info("%s", report)
-    _compare_spectrograms(source, fbank)
+    _compare_inputs(source, encoder.config, fbank)
     return report
 
 
@@ -72,7 +76,7 @@ def load_classifier_weights(
         )
     report = initialize(model, source, allow)
     logger.info("%s", report)
-    _compare_spectrograms(source, fbank)
+    _compare_inputs(source, model.config, fbank)
     return report
 
 
@@ -81,10 +85,19 @@ def has_head(path: str) -> bool:
     return read_weights(path).num_classes is not None
 
 
-def _compare_spectrograms(source: SourceWeights, fbank: FbankConfig) -> None:
-    for field in fields(fbank) if source.fbank is not None else ():
-        theirs, own = getattr(source.fbank, field.name), getattr(fbank, field.name)
-        if theirs != own and field.name != "target_length":
+def _compare_inputs(source: SourceWeights, config: ModelConfig, fbank: FbankConfig) -> None:
+    """Warns where the weights fit and yet were trained on other input, with what to give for the same."""
+    pairs: list[tuple[str, object, object]] = []
+    if source.config is not None:
+        pairs += [(f"model.{key}", getattr(source.config, key), getattr(config, key)) for key in _INPUT_SIZES]
+    if source.fbank is not None:
+        keys = [
+            f.name for f in fields(fbank) if f.name not in ("target_length", "num_mel_bins")
+        ]  # the model's
+        pairs += [(f"fbank.{key}", getattr(source.fbank, key), getattr(fbank, key)) for key in keys]
+    for key, theirs, ours in pairs:
+        if theirs != ours:
             logger.warning(
-                "%s was trained with fbank.%s %s, this config has %s", source.path, field.name, theirs, own
-            )
+                "%s was trained with %s %s, this config has %s; unless that is meant, give %s=%s",
+                source.path, key, theirs, ours, key, theirs,
+            )  # fmt: skip

@@ -27,6 +27,11 @@ from models.published import NEVER_USED, PUBLISHED_EPS, published_name
 from models.weights import SourceKind, SourceWeights
 
 _POSITIONS = re.compile(r"encoder\.(audio|visual)\.pos_embed|decoder\.pos_embed_(audio|visual)")
+#: Settings of the encoders' sizes.
+_SIZES = (
+    "name", "image_size", "audio_length", "num_mel_bins", "patch_size", "embed_dim", "num_heads", "modality_depth",
+    "joint_depth", "mlp_ratio",
+)  # fmt: skip
 _NO_HEAD = "the model has no classification head"
 _NO_DECODER = "the model has no decoder"
 
@@ -148,6 +153,7 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
         raise WeightsError(
             f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
             f"allow what may differ by name (init_allow in a config, --allow of a program), such as 'head.*'"
+            f"{_own_settings(source, config)}"
         )
     model.load_state_dict(
         {name.removeprefix(prefix): value for name, value in account.state.items()}, strict=False
@@ -291,13 +297,32 @@ def _check_sizes(source: SourceWeights, config: ModelConfig) -> None:
     }[source.kind]
     width, ours = len(source.state.get(key, ())), config.architecture
     if width != ours.embed_dim:
-        raise WeightsError(f"{source.path} has width {width}, the model's embed_dim is {ours.embed_dim}")
+        raise WeightsError(
+            f"{source.path} has width {width}, the model's embed_dim is {ours.embed_dim}"
+            f"{_own_settings(source, config)}"
+        )
     heads = source.config.architecture.num_heads if source.config else source.num_heads
     if heads is not None and heads != ours.num_heads:
         raise WeightsError(
             f"{source.path} has {heads} attention heads, the model's num_heads is {ours.num_heads}; the same "
-            f"weights with other heads are another function"
+            f"weights with other heads are another function{_own_settings(source, config)}"
         )
+
+
+def _own_settings(source: SourceWeights, config: ModelConfig) -> str:
+    """For the end of an error: what a config has to say for the model that the weights are of, where that is known."""
+    theirs = source.config
+    keys = [key for key in _SIZES if theirs is not None and getattr(theirs, key) != getattr(config, key)]
+    if not keys:
+        return ""
+    there, here = (
+        " ".join(f"model.{key}={_word(getattr(values, key))}" for key in keys) for values in (theirs, config)
+    )
+    return f"\nit was made with {there}, and here is {here}: give the former, as its config.yaml has it"
+
+
+def _word(value: object) -> str:
+    return "null" if value is None else str(value)
 
 
 def _notes(source: SourceWeights, config: ModelConfig) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+import yaml
 from support.finetuning import small_config
 from support.shards import make_shards
 from support.training import small_model_config
@@ -188,6 +189,32 @@ def test_other_lengths_and_sizes_are_said(tmp_path: Path, caplog: pytest.LogCapt
     streams = encoder(torch.randn(1, 64, 32), torch.randn(1, 3, 64, 64))
     assert streams.joint is not None
     assert streams.joint.shape[1] == 8 + 16
+
+
+def make_checkpoint(folder: Path, config: ModelConfig) -> str:
+    """As a run holds it, as far as weights are read from it."""
+    folder.mkdir()
+    save(build_model(config), folder / "model.safetensors")
+    sizes = {key: value for key, value in vars(config).items() if isinstance(value, (int, float))}
+    values = {"model": {"name": config.name, **sizes}, "fbank": {"mean": -4.5, "std": 3.9}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    (folder / "state.json").write_text("{}")
+    return str(folder)
+
+
+def test_what_to_give_of_the_run_s_own_config(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    """An encoder that does not fit, and one that fits but was trained on other input: both name key and value."""
+    model = small_model_config()
+    encoder = AudioVisualClassifier(model, 3).encoder
+    larger = make_checkpoint(tmp_path / "larger", small_model_config(image_size=64))
+    load_encoder_weights(larger, encoder, fbank(model))
+    warnings = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    expected = ["model.image_size=64", "fbank.mean=-4.5", "fbank.std=3.9"]
+    assert [message.split("give ")[1] for message in warnings] == expected
+    for key, value in {"embed_dim": 48, "num_heads": 4, "modality_depth": 2}.items():
+        other = make_checkpoint(tmp_path / key, small_model_config(**{key: value}))
+        with pytest.raises(ValueError, match=f"it was made with model.{key}={value}, and here is"):
+            load_encoder_weights(other, encoder, fbank(model))
 
 
 def test_what_is_frozen_is_named(train: LabelledSet, shards: Path):
