@@ -171,8 +171,9 @@ def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) ->
     """
     if checkpoint.state.zero_stage != zero_stage:
         raise CheckpointError(
-            f"{checkpoint.path} was written with train.zero_stage {checkpoint.state.zero_stage}, this run has "
-            f"{zero_stage}: set it back to resume, or start a new output_dir with init pointing at this checkpoint"
+            f"{checkpoint.path} was written with train.parallel.zero_stage {checkpoint.state.zero_stage}, this "
+            f"run has {zero_stage}: set it back to resume, or start a new output_dir with init pointing at this "
+            "checkpoint"
         )
     return zero_stage > 0 and checkpoint.state.world_size != world_size
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -192,13 +193,14 @@ def test_other_lengths_and_sizes_are_said(tmp_path: Path, caplog: pytest.LogCapt
 
 
 def make_checkpoint(folder: Path, config: ModelConfig) -> str:
-    """As a run holds it, as far as weights are read from it."""
-    folder.mkdir()
+    """As a run holds it, but for the state of the optimizer."""
+    folder.mkdir(parents=True)
     save(build_model(config), folder / "model.safetensors")
     sizes = {key: value for key, value in vars(config).items() if isinstance(value, (int, float))}
     values = {"model": {"name": config.name, **sizes}, "fbank": {"mean": -4.5, "std": 3.9}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
-    (folder / "state.json").write_text("{}")
+    state = {"step": 2, "world_size": 1, "zero_stage": 0, "torch": "", "deepspeed": ""}
+    (folder / "state.json").write_text(json.dumps(state))
     return str(folder)
 
 
@@ -232,6 +234,21 @@ def test_a_run_keeps_its_classes(tmp_path: Path, train: LabelledSet):
     (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
     with pytest.raises(ValueError, match="was trained on other classes"):
         check_classes(tmp_path, train)
+
+
+def test_a_refused_run_changes_nothing_of_the_run_that_is_there(tmp_path: Path, shards: Path):
+    """A pretraining run's folder, and one of other classes."""
+    make_checkpoint(tmp_path / "checkpoints" / "step_00000002", small_model_config())
+    (tmp_path / "config.yaml").write_text("of: the other\n")
+    wanted = config(shards, str(tmp_path))
+    with pytest.raises(ValueError, match="is of another model"):
+        finetune(wanted, "of: this\n", ALONE)
+    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
+    with pytest.raises(ValueError, match="was trained on other classes"):
+        finetune(wanted, "of: this\n", ALONE)
+    assert (tmp_path / "config.yaml").read_text() == "of: the other\n"
+    assert (tmp_path / "classes.txt").read_text() == "dog\ncat\nbird\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "classes.txt", "config.yaml"]
 
 
 def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):
