@@ -50,7 +50,8 @@ class FinetuneConfig(RunConfig):
         init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
         fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
             with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
-            labels far better than a head drawn at random. The features of all training clips must fit in memory.
+            labels far better than a head drawn at random. Rank 0 holds the features of all clips, four times over while
+            it gathers and fits.
         eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
         sampling: Which clips are drawn how often, and mixed.
         objective: Modalities, loss, head, augmentation.

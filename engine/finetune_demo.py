@@ -3,9 +3,9 @@
     python -m engine.finetune_demo --shards SHARDS --out OUT [--init RUN]
 
 With few labelled clips and over several seeds, a model is fine-tuned by sound, by picture and by both, from a
-pretraining run or, without ``--init``, from scratch at equal budget; and a linear probe measures its frozen features
-(from scratch those of a random encoder). One process does it all, one run after the other; what is finished is not
-done again.
+pretraining run or, without ``--init``, from scratch at equal budget, either with a head fitted first; and a linear
+probe measures its frozen features (from scratch those of a random encoder). One process does it all, one run after
+the other; what is finished is not done again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def finetune_demo(
         shards: The demo's shards, with ``train``, ``val`` and ``test``.
         out: Where the runs go.
         world: The processes; every rank calls this.
-        seeds: Of the head, the clips chosen, their order, and the weights from scratch.
+        seeds: Of the clips chosen, their order and augmentation, and the weights from scratch.
 
     Returns:
         ``labelled_clips``; ``accuracy[modality]``, a top-1 for each seed; ``frozen_features``, of the first seed.
