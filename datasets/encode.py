@@ -15,7 +15,7 @@ from datasets.fbank import Moments, measure_fbank
 from datasets.index import Reject
 from datasets.media import MediaClip, MediaError, MediaSettings, read_media
 from datasets.shards import Sample, make_key
-from datasets.sources import FILE_MISSING, Task, printable, rejected
+from datasets.sources import FILE_MISSING, Task, printable, rejected_clip
 
 SILENT = "silent"
 TOO_SHORT = "too_short"
@@ -110,8 +110,7 @@ class Encoder:
         try:
             clip = self._read(os.path.join(self.root, task.source), start, end)
         except MediaError as error:
-            where = f" (at {start:g} s)" if start else ""
-            return Encoded(rejected(task.source, error.reason, error.detail + where), Moments())
+            return Encoded(rejected_clip(task, error.reason, error.detail), Moments())
         moments = measure_fbank(clip.waveform, clip.sample_rate) if work.measure else Moments()
         return Encoded(self._sample(task, clip), moments)
 
@@ -122,7 +121,7 @@ class Encoder:
             MediaError: There is none, or none of use.
         """
         if not os.path.isfile(path):
-            raise MediaError(FILE_MISSING, "no such file")
+            raise MediaError(FILE_MISSING, "no regular file" if os.path.exists(path) else "no such file")
         clip = read_media(path, start, end, self.settings.media)
         self._examine(clip)
         return clip

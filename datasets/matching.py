@@ -21,7 +21,6 @@ from datasets.labels import LabelFile, LabelFileError, LabelRow, Vocabulary
 from datasets.scratch import Match, Scratch
 from datasets.sources import (
     DUPLICATE_ID,
-    FILE_MISSING,
     LABEL_UNKNOWN,
     Task,
     first_folder,
@@ -86,7 +85,7 @@ def plan_labelled(
 
 
 def _match_paths(scratch: Scratch, labels: LabelFile, vocabulary: Vocabulary, root: Path) -> None:
-    if not any((root / row.name).is_file() for row, _, _ in scratch.rows()):
+    if not any(os.path.isfile(root / row.name) for row, _, _ in scratch.rows()):
         raise _nothing_matches(scratch, labels, f"no path of {labels.path}, taken from {root}, exists")
     for row, _, _ in scratch.rows():
         segmented = row.start is not None or row.end is not None
@@ -103,7 +102,7 @@ def _match_ids(scratch: Scratch, labels: LabelFile, vocabulary: Vocabulary, file
         assert row.start is not None
         identifier = f"{row.name}_{labels.start_format.format(row.start)}"
         if source is None:
-            scratch.reject(rejected(identifier, FILE_MISSING, "no file of this id"), row.split)
+            scratch.reject_missing(identifier, row.split)
         else:
             _add(scratch, row, source, identifier, cut, vocabulary)
 
@@ -174,5 +173,5 @@ def _unnamed(name: str, labels: LabelFile) -> Reject:
 def _nothing_matches(scratch: Scratch, labels: LabelFile, what: str) -> LabelFileError:
     shown = [row.name for row, _, _ in scratch.rows(2)]
     names = list(scratch.files(2))
-    found = f"files such as {names}" if names else "no video files"
-    return LabelFileError(f"{what}. The label file ({labels.form}) names {shown}; found are {found}")
+    found = f"; found are files such as {names}" if names else ""  # none: the label file is the source itself
+    return LabelFileError(f"{what}. The label file ({labels.form}) names {shown}{found}")

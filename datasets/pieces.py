@@ -36,8 +36,10 @@ class FileLength:
         """Seconds that the header promises; None where it says nothing or can't be read."""
         # Looking for the streams' properties FFmpeg would decode some pictures, which a length has no need of.
         fast = {"skip_frame": "all"}
+        path = os.path.join(self.root, task.source)
+        if not os.path.isfile(path):  # opening a FIFO would wait for its writer
+            return None
         try:
-            path = os.path.join(self.root, task.source)
             with av.open(path, options=fast, metadata_errors="replace") as container:
                 return None if container.duration is None else container.duration / av.time_base
         except (FFmpegError, OSError):

@@ -110,7 +110,8 @@ def _take_files(scratch: Scratch, source: Path) -> bool:
             raise PrepareError(f"no video files (.mp4, .mkv, .webm, ...) in {source}")
     elif not source.is_file():
         raise PrepareError(
-            f"{source} does not exist; give a folder of videos, a text file of paths, or a CSV"
+            f"{source} {'is no regular file' if source.exists() else 'does not exist'}; give a folder of videos, "
+            "a text file of paths, or a CSV"
         )
     elif source.suffix.lower() == ".csv":
         return True

@@ -37,7 +37,7 @@ from datasets.planning import make_plan
 from datasets.pool import Failure, WorkerPool
 from datasets.prepare_config import PrepareConfig
 from datasets.shards import ShardError
-from datasets.sources import PrepareError, Task, rejected
+from datasets.sources import PrepareError, Task, rejected_clip
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -137,7 +137,7 @@ def _write_shards(
         try:
             for (task, _), result in pool.map(work):
                 if isinstance(result, Failure):
-                    result = Encoded(rejected(task.source, *result), Moments())
+                    result = Encoded(rejected_clip(task, *result), Moments())
                 bar.advance(shard.add(task, result))
                 if shard.size >= config.shard_megabytes * 1e6:
                     bar.note(shard.finish())

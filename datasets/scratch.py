@@ -25,7 +25,15 @@ from urllib.parse import quote
 
 from datasets.index import Reject
 from datasets.labels import LabelRow
-from datasets.sources import DUPLICATE_ID, PrepareError, Task, is_video, printable, rejected
+from datasets.sources import (
+    DUPLICATE_ID,
+    FILE_MISSING,
+    PrepareError,
+    Task,
+    is_video,
+    printable,
+    rejected,
+)
 
 _CACHE_MB = 32
 _SCHEMA = """
@@ -35,6 +43,7 @@ CREATE TABLE found (name BLOB);
 CREATE TABLE files (number INTEGER PRIMARY KEY, name BLOB);
 CREATE TABLE rows (number INTEGER PRIMARY KEY, name BLOB, start REAL, end REAL, labels TEXT, split TEXT);
 CREATE TABLE matches (row INTEGER PRIMARY KEY, file BLOB, cut INTEGER);
+CREATE TABLE missing (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE tasks (number INTEGER PRIMARY KEY, split TEXT, id TEXT UNIQUE, task TEXT);
 CREATE TABLE clips (number INTEGER PRIMARY KEY, place INTEGER, id TEXT UNIQUE, task TEXT);
 CREATE TABLE rejects (number INTEGER PRIMARY KEY, split TEXT, source TEXT, reason TEXT, detail TEXT);
@@ -125,15 +134,17 @@ class Scratch:
         try:
             entries = os.scandir(path)
         except PermissionError as error:
-            print(f"{path} is left out: {error.strerror}", flush=True)
+            print(f"{printable(path)} is left out: {error.strerror}", flush=True)
             return
         with entries:
             for entry in entries:
                 name = os.fsencode(os.path.join(folder, entry.name))
-                if entry.is_dir():
+                linked = entry.is_symlink()
+                if os.path.isdir(entry) if linked else entry.is_dir():  # the latter need not ask the disk
                     if not entry.name.startswith("."):
                         self._db.execute("INSERT INTO folders VALUES (?, ?)", (depth + 1, name))
-                elif is_video(entry.name):
+                # A link that leads nowhere is listed, to be rejected as file_missing; a FIFO or device is no video.
+                elif is_video(entry.name) and (linked or entry.is_file()):
                     self._db.execute("INSERT INTO found VALUES (?)", (name,))
 
     def add_files(self, names: Iterable[str]) -> None:
@@ -233,6 +244,14 @@ class Scratch:
         (first,) = self._db.execute(f"SELECT task FROM {table} WHERE id = ?", (task.id,)).fetchone()
         detail = f"id {task.id} comes again, after {Task.parse(first).source}"
         self.reject(rejected(task.source, DUPLICATE_ID, detail), split)
+
+    def reject_missing(self, identifier: str, split: str | None) -> None:
+        """Adds a reject of a label row without a file: file_missing, or, after such a row, a duplicate."""
+        new = self._db.execute("INSERT OR IGNORE INTO missing VALUES (?)", (printable(identifier),)).rowcount
+        if new:
+            self.reject(rejected(identifier, FILE_MISSING, "no file of this id"), split)
+        else:
+            self.reject(rejected(identifier, DUPLICATE_ID, f"a row of id {identifier} comes again"), split)
 
     def reject(self, reject: Reject, split: str | None) -> None:
         """Adds a reject."""

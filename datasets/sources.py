@@ -76,6 +76,12 @@ def rejected(source: str, reason: str, detail: str) -> Reject:
     return Reject(printable(source), reason, printable(detail))
 
 
+def rejected_clip(task: Task, reason: str, detail: str) -> Reject:
+    """A reject of a clip, which says where in its file it begins."""
+    where = f" (at {task.start:g} s)" if task.start and not task.cut else ""
+    return rejected(task.source, reason, detail + where)
+
+
 def printable(text: str) -> str:
     """The text with bytes that are no UTF-8 (old file systems hold such names) written as escapes."""
     return os.fsencode(text).decode("utf-8", "backslashreplace")
