@@ -28,10 +28,11 @@ import torch
 from PIL import Image
 
 from datasets.batch import ReadFailure, collate
-from datasets.index import ShardIndex, build_table
+from datasets.index import build_table
 from datasets.loader import NUM_SAMPLES
 from datasets.plan import SamplePlan, WindowShuffle
 from datasets.reader import ClipReader, FrameChoice, all_frames, random_frame
+from datasets.shard_index import ShardIndex
 from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, make_key
 
 SAMPLE_RATE = 16_000

@@ -34,8 +34,8 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datasets.encode import Encoder, EncodeSettings, Work
-from datasets.index import ShardIndex
 from datasets.prepare import PrepareConfig, prepare
+from datasets.shard_index import ShardIndex
 from datasets.sources import Task
 
 SECONDS = 10

@@ -14,20 +14,23 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import sqlite3
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tqdm import tqdm
 
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
-from datasets.index import Label, ShardIndex, label_ids
+from datasets.index import clip_id
 from datasets.output import finished_sets
 from datasets.pool import Failure, WorkerPool
 from datasets.scan import ScannedSample, scan_shard
+from datasets.shard_index import Label, ShardIndex, label_ids
 from datasets.shards import AUDIO_SUFFIXES, BLOCK, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ShardError, ShardInfo
 from datasets.table import ClipTable
+from datasets.terminal import print_table, quiet_end
 
 _DECODED_SIDE = 64  # the whole picture is decoded whatever size is asked for
 _SHOWN = 20
@@ -41,7 +44,7 @@ class Report:
         samples: Clips that were seen.
         seconds: Their length.
         labels: How often each label was seen, as written in the clips.
-        ids: Clip ids.
+        ids: Clip ids of a shard; those of a set would be too many (see ``_Ids``).
         problems: Everything wrong, one sentence each, beginning with the shard.
         complete: Every shard could be read to its end.
     """
@@ -58,7 +61,6 @@ class Report:
         self.samples += other.samples
         self.seconds += other.seconds
         self.labels += other.labels
-        self.ids += other.ids
         self.problems += other.problems
         self.complete &= other.complete
 
@@ -98,7 +100,7 @@ class ShardChecker:
                 duration = sample.metadata.get("duration")
                 report.seconds += duration if isinstance(duration, int | float) else 0.0
                 report.labels.update(sample.labels)
-                report.ids.append(str(sample.metadata.get("id") or f"{shard.name}/{sample.key}"))
+                report.ids.append(clip_id(shard, sample))
                 contents = {}
                 for suffix, member in sample.members.items():
                     file.seek(member.offset)
@@ -120,14 +122,40 @@ class ShardChecker:
                 for slot, extent in table.members(row).items()
             }
             found = {name: (it.offset, -(-it.size // BLOCK)) for name, it in sample.members.items()}
-            if table.labels(row) != labels or places != found:
+            if (table.id(row), table.labels(row), places) != (clip_id(shard, sample), labels, found):
                 differing.append(sample.key)
         if not differing:
             return []
         return [
-            f"{table.path}: other labels or places than in {shard.name} for {len(differing)} clips, such as "
+            f"{table.path}: other ids, labels or places than in {shard.name} for {len(differing)} clips, such as "
             f"{differing[0]}; make it anew with: python -m datasets.index {self.folder}"
         ]
+
+
+class _Ids:
+    """The ids of a set, in a temporary file rather than in memory; a context manager."""
+
+    def __init__(self) -> None:
+        self._db = sqlite3.connect(
+            "", isolation_level=None
+        )  # SQLite's name for a file that is removed on closing
+        self._db.executescript("PRAGMA temp_store = FILE; BEGIN; CREATE TABLE ids (id BLOB);")
+
+    def __enter__(self) -> _Ids:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._db.close()
+
+    def add(self, ids: Sequence[str]) -> None:
+        """Takes in the ids of a shard."""
+        values = ((name.encode("utf-8", "surrogatepass"),) for name in ids)
+        self._db.executemany("INSERT INTO ids VALUES (?)", values)
+
+    def repeated(self) -> Iterator[str]:
+        """Those that came more than once, sorted."""
+        found = self._db.execute("SELECT id FROM ids GROUP BY id HAVING count(*) > 1 ORDER BY id")
+        return (name.decode("utf-8", "surrogatepass") for (name,) in found)
 
 
 def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
@@ -148,9 +176,8 @@ def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
     if fast:
         report.samples, report.seconds = index.samples, index.duration_seconds
         return report
-    with WorkerPool(
-        ShardChecker(folder, table, index.labels), num_workers, preload=["datasets.decode"]
-    ) as pool:
+    checker = ShardChecker(folder, table, index.labels)
+    with _Ids() as ids, WorkerPool(checker, num_workers, preload=["datasets.decode"]) as pool:
         reports = pool.map(index.shards)
         bar = tqdm(reports, total=len(index.shards), unit=" shards", desc=str(folder), disable=None)
         for shard, result in bar:
@@ -159,8 +186,8 @@ def check_set(folder: Path, fast: bool, num_workers: int) -> Report:
                 report.complete = False
             else:
                 report.add(result)
-    repeated = [identifier for identifier, count in Counter(report.ids).items() if count > 1]
-    report.problems += [f"{folder}: id {identifier!r} is there more than once" for identifier in repeated]
+                ids.add(result.ids)
+        report.problems += [f"{folder}: id {name!r} is there more than once" for name in ids.repeated()]
     if report.complete:  # else every class of a missing shard's clips would be another problem
         report.problems += _compare_labels(folder, index, report)
     return report
@@ -241,14 +268,7 @@ def _compare_labels(folder: Path, index: ShardIndex, report: Report) -> list[str
     ]
 
 
-def print_table(rows: Sequence[Sequence[str]]) -> None:
-    """Prints rows in columns, the first left and the others right."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        print("  ".join([row[0].ljust(widths[0]), *cells[1:]]).rstrip())
-
-
+@quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.check``."""
     parser = argparse.ArgumentParser(prog="python -m datasets.check", description="Verify shards.")

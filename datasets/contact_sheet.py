@@ -16,7 +16,7 @@ from torch import Tensor
 
 from datasets.decode import SAMPLE_RATE, DecodeError
 from datasets.fbank import MEL_BINS, log_mel, spread_rows
-from datasets.index import FbankStats, Label, ShardIndex
+from datasets.shard_index import FbankStats, Label, ShardIndex
 from datasets.stored_clips import StoredClip, read_clips
 from datasets.table import ClipTable
 

@@ -12,8 +12,8 @@ import soundfile
 from PIL import Image
 
 from datasets.fbank import Moments, measure_fbank
-from datasets.index import Reject
 from datasets.media import MediaClip, MediaError, MediaSettings, read_media
+from datasets.shard_index import Reject
 from datasets.shards import Sample, make_key
 from datasets.sources import FILE_MISSING, Task, printable, rejected_clip
 

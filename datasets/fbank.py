@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.index import FbankStats
 from datasets.media import SAMPLE_RATE
+from datasets.shard_index import FbankStats
 
 if TYPE_CHECKING:
     from torch import Tensor

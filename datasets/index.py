@@ -1,4 +1,4 @@
-"""The index of a set of shards: ``index.json``, and the pass over shards made elsewhere that writes it.
+"""The pass over shards by which their table is made, and the index of shards made elsewhere.
 
     python -m datasets.index SHARDS
 
@@ -10,19 +10,16 @@ its ``.cls``.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from datasets.durable import write_atomically
 from datasets.scan import ScannedSample, ShardScan, scan_shard
+from datasets.shard_index import INDEX_NAME, Label, ShardIndex, is_unfinished, label_ids, missing_index
 from datasets.shards import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
@@ -32,173 +29,7 @@ from datasets.shards import (
 )
 from datasets.table import ClipTable
 from datasets.table_builder import TableBuilder, TableRow
-
-INDEX_NAME = "index.json"
-PREPARE_FOLDER = ".prepare"  # is there while datasets.prepare is not done
-FORMAT = "earsight-shards"
-VERSION = 2
-
-
-@dataclass(frozen=True)
-class Label:
-    """One class of the vocabulary; its id is its place in it.
-
-    Attributes:
-        name: Display name.
-        mid: Machine id of AudioSet's ontology (``/m/09x0r``), or None.
-        count: Samples that have it.
-    """
-
-    name: str
-    mid: str | None = None
-    count: int = 0
-
-
-@dataclass(frozen=True)
-class FbankStats:
-    """Mean and standard deviation of the set's log-mel values, measured on ``clips`` of its clips."""
-
-    mean: float
-    std: float
-    clips: int
-
-
-@dataclass(frozen=True)
-class Reject:
-    """An input that went into no shard: where it came from, a stable reason, and what was seen."""
-
-    source: str
-    reason: str
-    detail: str = ""
-
-
-@dataclass(frozen=True)
-class RejectList:
-    """The inputs that went into no shard, which a file beside the index lists one by one.
-
-    Attributes:
-        file: Its name: a CSV of source, reason and detail.
-        sha256: Hex digest of it.
-        counts: How many there are for each reason.
-    """
-
-    file: str
-    sha256: str
-    counts: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Number of all of them."""
-        return sum(self.counts.values())
-
-    def __str__(self) -> str:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
-        return f"rejected {self.total}: {reasons} (see {self.file})"
-
-
-@dataclass(frozen=True)
-class ShardIndex:
-    """What lies in a folder of shards; ``index.json`` in memory.
-
-    Attributes:
-        shards: The shards in order.
-        labels: The vocabulary; empty for a set without labels.
-        fbank: Log-mel statistics, or None where nobody measured them.
-        settings: What the shards were made with.
-        rejects: Inputs left out; None where nobody knows, as for shards made elsewhere.
-        duration_seconds: Length of all samples together.
-    """
-
-    shards: tuple[ShardInfo, ...]
-    labels: tuple[Label, ...] = ()
-    fbank: FbankStats | None = None
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    rejects: RejectList | None = None
-    duration_seconds: float = 0.0
-
-    @property
-    def samples(self) -> int:
-        """Number of samples of all shards."""
-        return sum(shard.samples for shard in self.shards)
-
-    @property
-    def bytes(self) -> int:
-        """Size of all shards."""
-        return sum(shard.bytes for shard in self.shards)
-
-    @property
-    def fingerprint(self) -> str:
-        """Hex digest of what a table depends on: the shards and the vocabulary."""
-        shards = [asdict(shard) for shard in self.shards]
-        labels = [(label.name, label.mid) for label in self.labels]
-        return hashlib.sha256(json.dumps([shards, labels]).encode()).hexdigest()
-
-    @classmethod
-    def load(cls, folder: Path | str) -> ShardIndex:
-        """Reads ``index.json`` of ``folder``.
-
-        Raises:
-            ShardError: The folder is missing, empty, or has no index or one that can't be read.
-        """
-        folder = Path(folder)
-        path = folder / INDEX_NAME
-        if not path.is_file():
-            raise ShardError(_missing_index(folder))
-        return cls.load_file(path, str(path))
-
-    @classmethod
-    def load_file(cls, path: Path, where: str) -> ShardIndex:
-        """Reads an index file that came from ``where``.
-
-        Raises:
-            ShardError: It is no such index, or one of a version not known here.
-        """
-        try:
-            content = json.loads(path.read_bytes())
-            if content.get("format") != FORMAT:
-                raise ShardError(f'{where} is no index of shards: "format" is not "{FORMAT}"')
-            if content["version"] != VERSION:
-                raise ShardError(
-                    f"{where} has version {content['version']}, this program reads {VERSION}. Make the set anew "
-                    "with datasets.prepare, or index its shards anew: python -m datasets.index FOLDER --overwrite"
-                )
-            return cls(
-                shards=tuple(ShardInfo(**shard) for shard in content["shards"]),
-                labels=tuple(Label(**label) for label in content["labels"]),
-                fbank=FbankStats(**content["fbank"]) if content["fbank"] else None,
-                settings=content["settings"],
-                rejects=RejectList(**content["rejects"]) if content["rejects"] else None,
-                duration_seconds=content["duration_seconds"],
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{where} can't be read as an index of shards: {error!r}") from error
-
-    def save(self, folder: Path | str) -> Path:
-        """Writes ``index.json`` into ``folder``, whole or not at all, and returns its path."""
-        path = Path(folder) / INDEX_NAME
-        content = {"format": FORMAT, "version": VERSION, "samples": self.samples, **asdict(self)}
-        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
-        return path
-
-
-def _missing_index(folder: Path) -> str:
-    if not folder.exists():
-        return f"the folder of shards {folder} does not exist"
-    if not folder.is_dir():
-        return f"{folder} is no folder; give the folder that holds the shards and their {INDEX_NAME}"
-    if any((place / PREPARE_FOLDER).is_dir() for place in (folder, folder.parent)):
-        return (
-            f"{folder} is not finished: datasets.prepare is at work on it or was interrupted. Wait, or give the "
-            "same command again to go on"
-        )
-    splits = sorted(path.parent.name for path in folder.glob(f"*/{INDEX_NAME}"))
-    if splits:
-        return f"{folder} has no {INDEX_NAME}, but its folders have ({', '.join(splits)}); give one of those"
-    tars = sorted(folder.glob("*.tar"))
-    if tars:
-        command = f"python -m datasets.index {folder}"
-        return f"{folder} has {len(tars)} shards but no {INDEX_NAME}; make it with: {command}"
-    return f"{folder} has no {INDEX_NAME} and no shards (*.tar); make some with: python -m datasets.prepare"
+from datasets.terminal import quiet_end
 
 
 def build_table(
@@ -282,14 +113,6 @@ def _scan_all(paths: Sequence[Path], hashing: bool, num_workers: int) -> Iterato
             yield future.result()
 
 
-def label_ids(labels: Sequence[Label]) -> dict[int | str, int]:
-    """Class id of everything that a sample may call a label by: its number, its name, its MID."""
-    ids: dict[int | str, int] = {i: i for i in range(len(labels))}
-    ids.update({label.mid: i for i, label in enumerate(labels) if label.mid})
-    ids.update({label.name: i for i, label in enumerate(labels)})
-    return ids
-
-
 def _table_row(scan: ShardScan, sample: ScannedSample, ids: Mapping[int | str, int]) -> TableRow:
     unknown = [label for label in sample.labels if label not in ids]
     if unknown:
@@ -298,13 +121,17 @@ def _table_row(scan: ShardScan, sample: ScannedSample, ids: Mapping[int | str, i
         )
     return TableRow(
         key=sample.key,
-        # Keys of shards made elsewhere are often running numbers that begin anew in each shard.
-        id=str(sample.metadata.get("id") or f"{scan.info.name.removesuffix('.tar')}/{sample.key}"),
+        id=clip_id(scan.info, sample),
         labels=sorted({ids[label] for label in sample.labels}),
         duration=_duration(sample),
         members=[(suffix, member.offset, member.size) for suffix, member in sample.members.items()],
         plain=all(member.plain for member in sample.members.values()),
     )
+
+
+def clip_id(shard: ShardInfo, sample: ScannedSample) -> str:
+    """A clip's id, or one made of shard and key: keys are often running numbers that begin anew in each shard."""
+    return str(sample.metadata.get("id") or f"{shard.name.removesuffix('.tar')}/{sample.key}")
 
 
 def _duration(sample: ScannedSample) -> float:
@@ -313,29 +140,37 @@ def _duration(sample: ScannedSample) -> float:
 
 
 def index_folder(
-    folder: Path | str, *, num_workers: int = 4, progress: Callable[[int], object] = lambda count: None
+    folder: Path | str,
+    *,
+    earlier: ShardIndex | None = None,
+    num_workers: int = 4,
+    progress: Callable[[int], object] = lambda count: None,
 ) -> ShardIndex:
-    """Indexes shards made elsewhere: reads every ``*.tar`` once, writes ``index.json`` and the table.
-
-    The vocabulary is what the samples hold: the sorted names, or, where all labels are numbers,
-    ``0 ... max``.
+    """Indexes the shards of a folder: reads every ``*.tar`` once, writes ``index.json`` and the table.
 
     Args:
         folder: The folder of shards.
+        earlier: An index that knows more than the shards do: its vocabulary, settings, rejects and log-mel
+            statistics stay. Without one the vocabulary is what the samples hold: the sorted names, or, where all
+            labels are numbers, ``0 ... max``.
         num_workers: Shards read at a time.
         progress: Called with the number of samples after each shard.
 
     Raises:
-        ShardError: The folder is missing or has no shards, or a shard can't be read; nothing is written then.
+        ShardError: The folder is missing, has no shards or is not finished, a shard can't be read, or a label is
+            not in the earlier vocabulary; nothing is written then.
     """
     folder = Path(folder)
     paths = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not paths:
         raise ShardError(
-            f"{folder} has no shards (*.tar) to index" if folder.is_dir() else _missing_index(folder)
+            f"{folder} has no shards (*.tar) to index" if folder.is_dir() else missing_index(folder)
         )
-    counts: Counter[int | str] = Counter()
-    numbers = _Numbering()  # labels by order of appearance, until all are known
+    if is_unfinished(folder):  # with an index it would pass for a finished set, which nobody goes on with
+        raise ShardError(missing_index(folder))
+    counts: Counter[int] = Counter()
+    # Class ids, or, until all labels are known, numbers by order of appearance.
+    numbers = label_ids(earlier.labels) if earlier else _Numbering()
     shards, duration = [], 0.0
     with TableBuilder(folder) as builder:
         for scan in _scan_all(paths, True, num_workers):
@@ -344,13 +179,22 @@ def index_folder(
                     f"{folder / scan.info.name} holds no sound, picture or video that can be read"
                 )
             shards.append(scan.info)
-            builder.add(scan.info.name, [_table_row(scan, sample, numbers) for sample in scan.samples])
-            counts.update(label for sample in scan.samples for label in set(sample.labels))
+            rows = [_table_row(scan, sample, numbers) for sample in scan.samples]
+            builder.add(scan.info.name, rows)
+            counts.update(number for row in rows for number in row.labels)
             duration += sum(_duration(sample) for sample in scan.samples)
             progress(scan.info.samples)
-        index = ShardIndex(tuple(shards), _vocabulary(counts), duration_seconds=duration)
-        ids = label_ids(index.labels)
-        builder.save(index.fingerprint, len(index.labels), [ids[label] for label in numbers])
+        if earlier:
+            labels = tuple(replace(label, count=counts[i]) for i, label in enumerate(earlier.labels))
+            class_of = None
+        else:
+            labels = _vocabulary({label: counts[number] for label, number in numbers.items()})
+            ids = label_ids(labels)
+            class_of = [ids[label] for label in numbers]
+        index = replace(
+            earlier or ShardIndex(()), shards=tuple(shards), labels=labels, duration_seconds=duration
+        )
+        builder.save(index.fingerprint, len(index.labels), class_of)
     index.save(folder)
     return index
 
@@ -370,7 +214,7 @@ def _is_media(suffix: str) -> bool:
     return suffix.rpartition(".")[2] in (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
 
 
-def _vocabulary(counts: Counter[int | str]) -> tuple[Label, ...]:
+def _vocabulary(counts: Mapping[int | str, int]) -> tuple[Label, ...]:
     numbers = [label for label in counts if isinstance(label, int)]
     if len(numbers) < len(counts):
         if numbers:
@@ -381,27 +225,52 @@ def _vocabulary(counts: Counter[int | str]) -> tuple[Label, ...]:
         return tuple(Label(str(name), count=counts[name]) for name in sorted(counts, key=str))
     if any(number < 0 for number in numbers):
         raise ShardError(f"label numbers begin at 0; {min(numbers)} was found")
-    return tuple(Label(str(i), count=counts[i]) for i in range(max(numbers, default=-1) + 1))
+    return tuple(Label(str(i), count=counts.get(i, 0)) for i in range(max(numbers, default=-1) + 1))
 
 
+def _prepared(folder: Path) -> ShardIndex | None:
+    """The index that is to be overwritten, if ``datasets.prepare`` made it: shards don't say all that it does."""
+    try:
+        index = ShardIndex.load(folder)
+    except ShardError as error:
+        print(
+            f"{error}\nmade anew from the shards alone: settings, rejects, MIDs, log-mel statistics and classes "
+            "without clips are lost"
+        )
+        return None
+    if not index.settings:
+        return None
+    print(
+        f"{folder}: classes, settings, rejects and log-mel statistics are kept from the index that was there"
+    )
+    return index
+
+
+@quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.index``."""
     parser = argparse.ArgumentParser(
         prog="python -m datasets.index", description="Index a folder of shards in place."
     )
     parser.add_argument("shards", type=Path, help="folder of WebDataset tars")
-    parser.add_argument("--overwrite", action="store_true", help="forget an index.json that is there")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="list shards and clips anew where there is an index.json"
+    )
     parser.add_argument("--num_workers", type=int, default=4, help="shards read at a time")
     options = parser.parse_args(arguments)
     try:
+        there = (options.shards / INDEX_NAME).is_file()
+        earlier = _prepared(options.shards) if there and options.overwrite else None
         with tqdm(unit=" samples", desc="indexing") as bar:
-            if (options.shards / INDEX_NAME).is_file() and not options.overwrite:
+            if there and not options.overwrite:
                 index = ShardIndex.load(options.shards)
                 table = build_table(
                     options.shards, index, hashing=True, num_workers=options.num_workers, progress=bar.update
                 )
             else:
-                index = index_folder(options.shards, num_workers=options.num_workers, progress=bar.update)
+                index = index_folder(
+                    options.shards, earlier=earlier, num_workers=options.num_workers, progress=bar.update
+                )
                 table = ClipTable.open(options.shards, index.fingerprint)
     except ShardError as error:
         parser.exit(2, f"error: {error}\n")

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 from datasets.durable import fsync, write_atomically
 from datasets.fbank import Moments
-from datasets.index import PREPARE_FOLDER, Label, Reject
+from datasets.shard_index import PREPARE_FOLDER, Label, Reject
 from datasets.shards import ShardInfo
 from datasets.sources import PrepareError, Task
 
@@ -77,6 +77,9 @@ class Job:
 def compare_settings(settings: dict[str, Any], earlier: dict[str, Any], out: Path) -> None:
     """Checks that two runs would write the same set.
 
+    Label and class files of the same content are the same, wherever they lie. The source is compared by its path,
+    since what is in it is never read whole, and another folder may hold other videos of the same names.
+
     Raises:
         PrepareError: Names the first setting that differs and both values.
     """
@@ -86,11 +89,20 @@ def compare_settings(settings: dict[str, Any], earlier: dict[str, Any], out: Pat
         if isinstance(now, dict) and isinstance(then, dict):
             now, then = ({f"{name}.{key}": value for key, value in side.items()} for side in (now, then))
             compare_settings(now, then, out)
-        elif now != then:
+        elif now != then and not _same_file(name, settings, earlier):
             raise PrepareError(
                 f"{out} was begun with {name} = {then!r}, now it is {now!r}. Go on with the same settings, "
                 "or give another folder"
             )
+
+
+def _same_file(name: str, settings: dict[str, Any], earlier: dict[str, Any]) -> bool:
+    """Whether a setting that is written differently means the same."""
+    now, then = settings.get(name), earlier.get(name)
+    if name == "source":
+        return os.path.realpath(str(now)) == os.path.realpath(str(then))
+    content = f"{name}_sha256"
+    return name in ("labels", "classes") and None is not settings.get(content) == earlier.get(content)
 
 
 class SplitJournal:

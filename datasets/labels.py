@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.index import Label
+from datasets.shard_index import Label
 
 AUDIOSET = "AudioSet segments"
 VGGSOUND = "VGGSound"

@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from datasets.index import Label, Reject
 from datasets.labels import LabelFile, LabelFileError, LabelRow, Vocabulary
 from datasets.scratch import Match, Scratch
+from datasets.shard_index import Label, Reject
 from datasets.sources import (
     DUPLICATE_ID,
     LABEL_UNKNOWN,

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from datasets.durable import write_atomically
 from datasets.encode import Encoded
-from datasets.index import INDEX_NAME, Reject, RejectList, ShardIndex
 from datasets.journal import Progress, SplitJournal
+from datasets.shard_index import INDEX_NAME, Reject, RejectList, ShardIndex
 from datasets.shards import SHARD_PATTERN, ShardWriter
 from datasets.sources import Task
 

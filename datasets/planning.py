@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from datasets.index import INDEX_NAME, PREPARE_FOLDER
 from datasets.journal import Job, SplitJournal, forget
 from datasets.labels import LabelFile, LabelRow, Vocabulary, read_classes, read_label_file, vocabulary_of
 from datasets.matching import plan_folders, plan_labelled, plan_unlabelled
@@ -19,6 +18,7 @@ from datasets.output import write_rejects
 from datasets.pieces import Lengths, cut_into_clips
 from datasets.prepare_config import PrepareConfig
 from datasets.scratch import Scratch, open_scratch
+from datasets.shard_index import INDEX_NAME, PREPARE_FOLDER
 from datasets.sources import VIDEO_SUFFIXES, PrepareError, listed_names
 
 _SCRATCH = "plan.scratch"  # no split can have a name with a dot

@@ -28,16 +28,25 @@ from tqdm import tqdm
 from datasets.durable import TEMPORARY_SUFFIX
 from datasets.encode import Encoded, Encoder, Work
 from datasets.fbank import Moments, spread_rows
-from datasets.index import INDEX_NAME, ShardIndex, build_table
+from datasets.index import build_table
 from datasets.journal import Job, Progress, SplitJournal, compare_settings, forget
 from datasets.labels import LabelFileError
-from datasets.output import REJECTS_NAME, OpenShard, ProgressBar, finished_sets, summary, write_rejects
+from datasets.output import (
+    REJECTS_NAME,
+    OpenShard,
+    ProgressBar,
+    finished_sets,
+    summary,
+    write_rejects,
+)
 from datasets.pieces import FileLength
 from datasets.planning import make_plan
 from datasets.pool import Failure, WorkerPool
 from datasets.prepare_config import PrepareConfig
+from datasets.shard_index import INDEX_NAME, Reject, ShardIndex
 from datasets.shards import ShardError
 from datasets.sources import PrepareError, Task, rejected_clip
+from datasets.terminal import quiet_end
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -52,8 +61,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
         The folders that hold an index now: ``out``, or one for each split.
 
     Raises:
-        PrepareError: The source is missing or empty, no clip is usable, or ``out`` was begun with other
-            settings.
+        PrepareError: The source is missing or empty, or goes while it is read; no clip is usable, or ``out``
+            was begun with other settings.
         LabelFileError: The label file can't be used.
         OSError: The disk is full or fails. Starting again goes on after the last finished shard.
     """
@@ -62,16 +71,20 @@ def prepare(config: PrepareConfig) -> list[Path]:
     job = Job.load(out)
     if job is not None:
         compare_settings(settings, job.settings, out)
+        _check_source(config)
     else:
         for finished in finished_sets(out):
             made = dict(ShardIndex.load(finished).settings)
             made.pop("split", None)
             compare_settings(settings, made, finished)
+        if finished_sets(out) == [out]:  # without splits: nothing is left to plan
+            _note_complete(out)
+            return [out]
         job = make_plan(config, partial(_lengths, config))
     for split in job.splits:
         folder = out / split if split else out
         if (folder / INDEX_NAME).is_file():
-            print(f"already complete: {summary(folder, ShardIndex.load(folder))}", flush=True)
+            _note_complete(folder)
         else:
             _make_split(config, job, out, split)
     forget(out)
@@ -80,11 +93,18 @@ def prepare(config: PrepareConfig) -> list[Path]:
     return folders
 
 
+def _note_complete(folder: Path) -> None:
+    print(f"already complete: {summary(folder, ShardIndex.load(folder))}", flush=True)
+
+
 def _lengths(config: PrepareConfig, tasks: Iterable[Task]) -> Iterator[float | None]:
     """How long the tasks' files are, in seconds; None where that can't be told."""
     with _pool(config, FileLength(str(config.root))) as pool:
         for _, length in tqdm(pool.map(tasks), "reading lengths", unit=" files", disable=None):
-            yield None if isinstance(length, Failure) else length
+            if length is None or isinstance(length, Failure):
+                _check_source(config)
+                length = None
+            yield length
 
 
 def _pool(config: PrepareConfig, function: Callable[[T], R]) -> WorkerPool[T, R]:
@@ -120,6 +140,24 @@ def _make_split(config: PrepareConfig, job: Job, out: Path, split: str | None) -
     print(summary(folder, index), flush=True)
 
 
+def _check_source(config: PrepareConfig) -> None:
+    """Tells a disk that is gone, whose every clip would be missing, from a clip that is no good.
+
+    Raises:
+        PrepareError: The source is not there, or is an empty folder as an unmounted disk leaves behind.
+    """
+    try:
+        with os.scandir(config.root) as entries:
+            there = os.path.exists(config.source) and next(entries, None) is not None
+    except OSError:
+        there = False
+    if not there:
+        raise PrepareError(
+            f"{config.source} is not there any more; was its disk unmounted? What is finished is kept; bring it "
+            "back and give the same command again to go on"
+        )
+
+
 def _write_shards(
     config: PrepareConfig, job: Job, folder: Path, journal: SplitJournal, progress: Progress
 ) -> None:
@@ -138,6 +176,8 @@ def _write_shards(
             for (task, _), result in pool.map(work):
                 if isinstance(result, Failure):
                     result = Encoded(rejected_clip(task, *result), Moments())
+                if isinstance(result.outcome, Reject):
+                    _check_source(config)
                 bar.advance(shard.add(task, result))
                 if shard.size >= config.shard_megabytes * 1e6:
                     bar.note(shard.finish())
@@ -146,6 +186,7 @@ def _write_shards(
             shard.discard()
 
 
+@quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.prepare``."""
     parser = ArgumentParser(prog="python -m datasets.prepare", description="From raw videos to shards.")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from datasets.encode import EncodeSettings
 from datasets.matching import Files
+from datasets.sources import printable
 
 _NO_INFLUENCE = ("out", "split", "num_workers", "timeout_seconds")
 
@@ -68,11 +69,13 @@ class PrepareConfig(EncodeSettings):
         return source if source.is_dir() else source.parent
 
     def settings(self) -> dict[str, object]:
-        """Everything that has a say in what comes out, files by their content."""
+        """Everything that has a say in what comes out, files of labels and classes also by their content."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NO_INFLUENCE}
-        for name in ("labels", "classes"):
-            path = getattr(self, name)
+        manifest = self.source if Path(self.source).suffix.lower() == ".csv" else None
+        for name, path in (("source", manifest), ("labels", self.labels), ("classes", self.classes)):
             if path and Path(path).is_file():
                 with open(path, "rb") as file:
                     settings[f"{name}_sha256"] = hashlib.file_digest(file, "sha256").hexdigest()
-        return settings
+        return {
+            name: printable(value) if isinstance(value, str) else value for name, value in settings.items()
+        }

@@ -28,7 +28,8 @@ from urllib.request import url2pathname
 from webdataset.gopen import gopen, gopen_schemes
 
 from datasets.durable import TEMPORARY_SUFFIX
-from datasets.index import INDEX_NAME, ShardIndex, check_size
+from datasets.index import check_size
+from datasets.shard_index import INDEX_NAME, ShardIndex
 from datasets.shards import ShardError, ShardInfo
 from datasets.table import TABLE_NAME, ClipTable
 

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote
 
-from datasets.index import Reject
 from datasets.labels import LabelRow
+from datasets.shard_index import Reject
 from datasets.sources import (
     DUPLICATE_ID,
     FILE_MISSING,
@@ -64,7 +64,7 @@ def open_scratch(folder: Path) -> Iterator[Scratch]:
     """A new database in ``folder``, which is made, and removed with all that is in it at the end.
 
     Raises:
-        PrepareError: The folder's name is no UTF-8.
+        PrepareError: The folder's name is no UTF-8, or its disk refuses.
         OSError: The disk is full.
     """
     folder.mkdir(parents=True)
@@ -72,9 +72,13 @@ def open_scratch(folder: Path) -> Iterator[Scratch]:
         with closing(_connect(folder)) as connection:
             yield Scratch(connection)
     except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+        if error.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_IOERR:
             raise
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise PrepareError(
+            f"{folder} can't be written ({error}): is a quota used up, or does the disk fail?"
+        ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from datasets.check import print_table
 from datasets.contact_sheet import contact_sheet
 from datasets.decode import DecodeError
 from datasets.fbank import spread_rows
-from datasets.index import ShardIndex
 from datasets.output import finished_sets
+from datasets.shard_index import ShardIndex
 from datasets.shards import ShardError
 from datasets.stored_clips import read_clips
 from datasets.table import ClipTable
+from datasets.terminal import print_table, quiet_end
 
 SHEET_NAME = "contact_sheet.png"
 
@@ -123,6 +123,7 @@ def _bar(share: float) -> str:
     return "#" * max(round(share * _BAR), 1 if share else 0)
 
 
+@quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.stats``."""
     parser = argparse.ArgumentParser(prog="python -m datasets.stats", description="Describe prepared shards.")

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.decode import SAMPLE_RATE, DecodeError, decode_audio, decode_frame, resize_and_crop
-from datasets.index import INDEX_NAME
 from datasets.media import MediaError, MediaSettings, read_media
 from datasets.reader import VIDEO_FRAMES, ClipReader
+from datasets.shard_index import INDEX_NAME
 from engine.embedder import Embedder, EvenFrames
 
 MediaKind = Literal["video", "sound", "picture"]

@@ -12,7 +12,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch
-from datasets.index import ShardIndex
 from datasets.loader import (
     all_frames,
     evaluation_loader,
@@ -22,6 +21,7 @@ from datasets.loader import (
     train_loader,
 )
 from datasets.sampling import class_counts, subset_rows
+from datasets.shard_index import ShardIndex
 from datasets.table import ClipTable
 from engine.distributed import World
 from engine.finetune_config import FinetuneConfig

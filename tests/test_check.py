@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,8 +14,9 @@ import pytest
 from support.shards import make_sample, make_shards
 
 from datasets.check import main
-from datasets.index import INDEX_NAME, Reject, ShardIndex, build_table
+from datasets.index import build_table
 from datasets.output import write_rejects
+from datasets.shard_index import INDEX_NAME, Reject, ShardIndex
 from datasets.shards import Sample, ShardWriter
 from datasets.table import TABLE_NAME, ClipTable
 
@@ -137,16 +141,16 @@ def test_repeated_ids_and_wrong_counts(folder: Path, capsys):
     assert "1 clips of class 'class 2', the index says 2" in output
 
 
-@pytest.mark.parametrize("column", ["label_ids", "starts"])
-def test_table_of_other_labels_or_places(folder: Path, capsys, column: str):
+@pytest.mark.parametrize("column", ["_id_bytes", "label_ids", "_starts"])
+def test_table_of_other_ids_labels_or_places(folder: Path, capsys, column: str):
     table = ClipTable.open(folder)
-    values = table.label_ids if column == "label_ids" else table._starts
+    values = getattr(table, column)
     content = (folder / TABLE_NAME).read_bytes()
     assert content.count(values.tobytes()) == 1
     (folder / TABLE_NAME).write_bytes(content.replace(values.tobytes(), values[::-1].tobytes()))
     code, output = check(folder, capsys)
     assert code == 1
-    assert "other labels or places than in shard-000001.tar for" in output
+    assert "other ids, labels or places than in shard-000001.tar for" in output
 
 
 def test_stale_table_and_no_index(folder: Path, capsys):
@@ -158,3 +162,16 @@ def test_stale_table_and_no_index(folder: Path, capsys):
     assert "belongs to another state of index.json" in output
     with pytest.raises(SystemExit, match=r"datasets\.check: .* does not exist"):
         main([str(folder / "nothing")])
+
+
+def test_output_that_nobody_reads_ends_the_command_quietly(
+    folder: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as closed, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", closed)
+        with pytest.raises(SystemExit) as ended:
+            main([str(folder), "--fast"])
+    assert ended.value.code == 128 + signal.SIGPIPE
+    assert capsys.readouterr().err == ""

@@ -15,7 +15,8 @@ from support.finetuning import small_config
 from support.shards import make_shards
 from support.training import small_model_config
 
-from datasets.index import Label, ShardIndex, build_table
+from datasets.index import build_table
+from datasets.shard_index import Label, ShardIndex
 from engine.config import parse_config
 from engine.distributed import World
 from engine.encoder_weights import load_classifier_weights, load_encoder_weights

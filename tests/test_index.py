@@ -2,12 +2,14 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 from support.shards import encode_flac, encode_jpeg, make_picture, make_shards, make_waveform
 
-from datasets.index import Label, RejectList, ShardIndex, build_table, index_folder, main
+from datasets.index import build_table, index_folder, main
 from datasets.scan import scan_shard
+from datasets.shard_index import Label, RejectList, ShardIndex
 from datasets.shards import ShardError
 from datasets.table import ClipTable
 
@@ -130,6 +132,15 @@ def test_numbered_labels_keep_their_numbers(tmp_path):
     assert [ClipTable.open(tmp_path).labels(row) for row in range(2)] == [(3,), (1,)]
 
 
+def test_a_set_in_the_making_is_not_indexed(tmp_path):
+    folder = make_shards(tmp_path / "train", 2, 1)
+    (tmp_path / ".prepare").mkdir()
+    assert len(index_folder(folder).shards) == 2  # this split is finished
+    (folder / "index.json").unlink()
+    with pytest.raises(ShardError, match=r"is not finished: datasets\.prepare is at work on it"):
+        index_folder(folder)
+
+
 def test_mixed_labels_are_refused(tmp_path):
     write_tar(tmp_path / "a.tar", {"0.jpg": JPEG, "0.cls": b"3", "1.jpg": JPEG, "1.cls": b"dog"})
     with pytest.raises(ShardError, match=r"numbers \(3\), others names \('dog'\)"):
@@ -233,3 +244,32 @@ def test_command_indexes_and_keeps_an_index_that_is_there(tmp_path, capsys):
         main([str(tmp_path)])
     assert stop.value.code == 2
     assert "shard-000000.tar" in capsys.readouterr().err
+
+
+def test_overwriting_keeps_what_only_the_earlier_index_knows(tmp_path, capsys):
+    make_shards(tmp_path, 4, 2)
+    made = ShardIndex.load(tmp_path)
+    labels = (*(replace(label, mid=f"/m/{i}") for i, label in enumerate(made.labels[::-1])), Label("rare"))
+    earlier = replace(made, labels=labels, rejects=RejectList("rejects.csv", "00", {"silent": 1}))
+    earlier.save(tmp_path)
+    (tmp_path / "shard-000000.tar").unlink()  # clips 0 and 1
+    main([str(tmp_path), "--overwrite"])
+    index = ShardIndex.load(tmp_path)
+    assert [(label.name, label.mid, label.count) for label in index.labels] == [
+        ("class 2", "/m/0", 1),
+        ("class 1", "/m/1", 0),
+        ("class 0", "/m/2", 1),
+        ("rare", None, 0),
+    ]
+    assert (index.settings, index.fbank, index.rejects) == (earlier.settings, earlier.fbank, earlier.rejects)
+    assert (index.shards, index.duration_seconds) == (made.shards[1:], 2.0)
+    assert [ClipTable.open(tmp_path, index.fingerprint).labels(row) for row in range(2)] == [(0,), (2,)]
+    assert "are kept from the index that was there" in capsys.readouterr().out
+    replace(earlier, labels=labels[1:]).save(tmp_path)
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), "--overwrite"])
+    assert "label 'class 2' of sample 'clip-00002' is not in the vocabulary" in capsys.readouterr().err
+    (tmp_path / "index.json").write_text('{"format": "earsight-shards", "version": 1}')
+    main([str(tmp_path), "--overwrite"])
+    assert "are lost" in capsys.readouterr().out
+    assert [label.name for label in ShardIndex.load(tmp_path).labels] == ["class 0", "class 2"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from support.labels import AUDIOSET, CLASSES, write
 
-from datasets.index import Label
 from datasets.labels import LabelFileError, Vocabulary, read_classes, read_label_file, vocabulary_of
+from datasets.shard_index import Label
 
 
 @pytest.fixture

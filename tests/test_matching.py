@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from support.labels import AUDIOSET, CLASSES, VGGSOUND, write
 
-from datasets.index import Reject
 from datasets.labels import LabelFile, LabelFileError, read_label_file, vocabulary_of
 from datasets.matching import Files, plan_folders, plan_labelled, plan_unlabelled
 from datasets.scratch import Scratch, open_scratch
+from datasets.shard_index import Reject
 
 
 @pytest.fixture
@@ -148,6 +149,24 @@ def test_no_path_of_a_manifest_is_there(scratch: Scratch, tmp_path: Path):
         match(scratch, ["one.mp4"], manifest, root=tmp_path)
 
 
+def test_nothing_is_said_of_files_where_none_were_looked_for(scratch: Scratch, tmp_path: Path):
+    manifest = read_label_file(write(tmp_path / "set.csv", "path,label\nu.mp4,a\nv.mp4,b\n"))
+    with pytest.raises(LabelFileError, match=r"names \['u\.mp4', 'v\.mp4'\]$"):
+        match(scratch, [], manifest, root=tmp_path)
+
+
+def test_every_row_is_a_clip_or_a_reject_and_missing_clips_are_counted_once(scratch: Scratch, tmp_path: Path):
+    row = "{},1,x,train\n"
+    text = "".join(row.format(name) for name in ("here", "here", "gone", "gone", "gone"))
+    match(scratch, ["here.mp4"], read_label_file(write(tmp_path / "set.csv", text)))
+    assert sources(scratch, "train") == {"here_000001": "here.mp4"}
+    assert reasons(scratch.rejects("train")) == [
+        ("here.mp4", "duplicate_id"),
+        ("gone_000001", "file_missing"),
+        *[("gone_000001", "duplicate_id")] * 2,
+    ]
+
+
 def test_label_outside_the_vocabulary(scratch: Scratch, tmp_path: Path):
     labels = read_label_file(write(tmp_path / "set.csv", "path,label\na.mp4,dog\nb.mp4,fish\n"))
     write(tmp_path / "a.mp4", "")
@@ -182,6 +201,8 @@ def test_listing_follows_links_once(scratch: Scratch, tmp_path: Path):
     for name in ("real/b.MP4", "real/a.webm", "notes.txt", ".hidden.mp4"):
         write(tmp_path / name, "")
     (tmp_path / "real" / "loop").symlink_to(tmp_path)
+    (tmp_path / "itself").symlink_to(tmp_path / "itself")
+    os.mkfifo(tmp_path / "pipe.mp4")
     (tmp_path / "link.mp4").symlink_to(tmp_path / "real" / "b.MP4")
     scratch.find_files(tmp_path)
     assert list(scratch.files()) == ["link.mp4", "real/a.webm", "real/b.MP4"]

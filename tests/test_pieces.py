@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from support.videos import write_video
 
 from datasets.pieces import FileLength, cut_into_clips
-from datasets.sources import Task
+from datasets.sources import Task, rejected_clip
 
 
 def lengths(tasks: Iterable[Task]) -> Iterator[float | None]:
@@ -46,3 +47,14 @@ def test_lengths_of_real_files(tmp_path: Path):
     (tmp_path / "b.mp4").write_text("no film")
     found = [FileLength(str(tmp_path))(Task(name, name)) for name in ("a.mp4", "b.mp4", "gone.mp4")]
     assert found == [pytest.approx(2.0, abs=0.1), None, None]
+
+
+def test_rejects_say_which_piece_of_a_file_they_are():
+    task = Task("long.mp4", "long_20.000", start=20.0, end=30.0)
+    assert rejected_clip(task, "timed_out", "took long").detail == "took long (at 20 s)"
+    assert rejected_clip(task._replace(cut=True), "silent", "is quiet").detail == "is quiet"
+
+
+def test_what_is_no_regular_file_has_no_length(tmp_path: Path):
+    os.mkfifo(tmp_path / "pipe.mp4")  # opening it would wait
+    assert FileLength(str(tmp_path))(Task("pipe.mp4", "pipe")) is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import tracemalloc
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -13,11 +14,11 @@ from support.labels import CLASSES, write
 
 import datasets.scratch
 import datasets.table_builder
-from datasets.index import Reject
 from datasets.journal import SplitJournal
 from datasets.labels import LabelFileError
 from datasets.planning import make_plan
 from datasets.prepare_config import PrepareConfig
+from datasets.shard_index import Reject
 from datasets.sources import PrepareError, Task
 from datasets.table_builder import TableBuilder, TableRow
 
@@ -133,6 +134,15 @@ def test_a_plan_that_fails_leaves_nothing_and_one_that_was_killed_is_made_anew(
         with pytest.raises(OSError, match="No space left on device") as error:
             make_plan(config, ten_seconds)
     assert error.value.errno == errno.ENOSPC
+    assert not out.exists()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(datasets.scratch, "_CACHE_MB", 0)  # so that the disk is written to at once
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))  # refuses writes as a quota does
+    try:
+        with pytest.raises(PrepareError, match=r"can't be written \(disk I/O error\): is a quota used up"):
+            make_plan(config, ten_seconds)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert not out.exists()
     (out / ".prepare" / "plan.scratch").mkdir(parents=True)
     (out / ".prepare" / "plan.scratch" / "plan.sqlite").write_text("half a database")

@@ -23,11 +23,11 @@ from support.videos import write_video
 import datasets.output
 import datasets.prepare
 from datasets.encode import Encoded, Encoder, Work
-from datasets.index import ShardIndex
 from datasets.journal import PrepareError
 from datasets.labels import LabelFileError
 from datasets.media import MediaSettings
 from datasets.prepare import PrepareConfig, main, prepare
+from datasets.shard_index import ShardIndex
 from datasets.shards import ShardError
 
 
@@ -121,12 +121,14 @@ def test_wav_and_long_videos_in_pieces(tmp_path: Path):
 
 
 def test_text_file_of_paths(films: Path, tmp_path: Path):
-    names = ["dog/clip.01-x_.mp4", str(films / "cat/clip.00-x_.mp4"), "gone.mp4"]
+    os.mkfifo(tmp_path / "pipe.mp4")
+    names = ["dog/clip.01-x_.mp4", str(films / "cat/clip.00-x_.mp4"), "gone.mp4", str(tmp_path / "pipe.mp4")]
     (films / "list.txt").write_text("\n".join(names) + "\n\n")
     prepare(config(films / "list.txt", tmp_path / "out"))
     assert ShardIndex.load(tmp_path / "out").samples == 2
     assert ShardIndex.load(tmp_path / "out").labels == ()
-    assert reject_reasons(tmp_path / "out") == {"gone.mp4": "file_missing"}
+    assert reject_reasons(tmp_path / "out") == dict.fromkeys(names[2:], "file_missing")
+    assert rejects(tmp_path / "out", "detail") == {names[2]: "no such file", names[3]: "no regular file"}
 
 
 def test_segments_of_whole_videos_and_of_cut_clips(tmp_path: Path):
@@ -181,8 +183,10 @@ def test_names_of_other_times_and_single_videos(films: Path, tmp_path: Path):
     prepare(config(source, tmp_path / "out"))
     names = [json.loads(sample["json"])["source"] for sample in samples(tmp_path / "out")]
     assert sorted(names) == ["a.mp4", r"old \xff.mp4"]
-    (tmp_path / "set.csv").write_text("path,label\na.mp4,x\n")
-    prepare(config(source, tmp_path / "labelled", labels=str(tmp_path / "set.csv")))
+    labels = Path(os.fsdecode(os.fsencode(tmp_path) + b"/set \xff.csv"))
+    labels.write_text("path,label\na.mp4,x\n")
+    prepare(config(source, tmp_path / "labelled", labels=str(labels)))
+    assert ShardIndex.load(tmp_path / "labelled").settings["labels"].endswith(r"set \xff.csv")
     assert reject_reasons(tmp_path / "labelled") == {r"old \xff.mp4": "label_unknown"}
     prepare(config(source / "a.mp4", tmp_path / "one"))
     assert ShardIndex.load(tmp_path / "one").samples == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,14 @@ from support.films import config, contents
 from support.videos import write_video
 
 import datasets.output
-from datasets.index import ShardIndex
+import datasets.prepare
+from datasets.encode import Encoded, Encoder, Work
 from datasets.journal import PrepareError
 from datasets.media import MediaSettings
 from datasets.prepare import PrepareConfig, main, prepare
+from datasets.shard_index import ShardIndex
 from datasets.shards import ShardError
+from datasets.sources import Task
 from datasets.table import ClipTable
 
 PATIENCE = 240.0  # seconds; starting takes 5 on a free machine and has taken 60 on a crowded one
@@ -98,6 +102,63 @@ def test_goes_on_with_the_plan_and_the_settings_it_began_with(films: Path, tmp_p
     assert contents(tmp_path / "set") == contents(tmp_path / "whole")
     with pytest.raises(PrepareError, match=r"media\.num_frames = 3, now it is 4"):
         prepare(config(source, tmp_path / "set", media=MediaSettings(num_frames=4)))
+
+
+def test_the_same_files_by_other_names(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    names = [str(path.relative_to(films)) for path in sorted(films.rglob("*.mp4"))[:2]]
+    (tmp_path / "here.csv").write_text("path,label\n" + "".join(f"{name},x\n" for name in names))
+    monkeypatch.chdir(tmp_path)
+    link = Path("films")
+    link.symlink_to(films)
+    prepare(config(link, tmp_path / "out", labels="here.csv"))
+    before = contents(tmp_path / "out")
+    (tmp_path / "here.csv").rename(tmp_path / "there.csv")
+    labels = str(tmp_path / "there.csv")
+    prepare(config(films, tmp_path / "out", labels=labels))
+    assert contents(tmp_path / "out") == before
+    with pytest.raises(PrepareError, match=r"begun with source = 'films', now it is"):
+        prepare(config(tmp_path, tmp_path / "out", labels=labels))
+    (tmp_path / "there.csv").write_text(f"path,label\n{names[0]},x\n")
+    with pytest.raises(PrepareError, match=r"begun with labels = 'here.csv', now it is '.*there.csv'"):
+        prepare(config(films, tmp_path / "out", labels=labels))
+
+
+class Unmounting(Encoder):
+    """The disk of the films goes when one of them is to be read."""
+
+    def __call__(self, work: Work) -> Encoded:
+        root = Path(self.root)
+        if "07-x_" in work.task.source and root.exists():
+            root.rename(root.with_name("unmounted"))
+        return super().__call__(work)
+
+
+def test_a_disk_that_goes_stops_the_run(films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    source, unmounted, out = tmp_path / "disk", tmp_path / "unmounted", tmp_path / "set"
+    shutil.copytree(films, source)
+    settings = config(source, out, folders_as_classes=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets.prepare, "Encoder", Unmounting)
+        with pytest.raises(PrepareError, match=r"disk is not there any more; was its disk unmounted"):
+            prepare(settings)
+    with pytest.raises(PrepareError, match="not there any more"):
+        prepare(settings)
+    source.mkdir()  # a mount point
+    with pytest.raises(PrepareError, match="not there any more"):
+        prepare(settings)
+    source.rmdir()
+    unmounted.rename(source)
+    assert list(out.glob("*.tar"))
+    prepare(settings)
+    index = ShardIndex.load(out)
+    assert index.samples == 12
+    assert index.rejects is not None
+    assert index.rejects.counts == {}
+
+
+def test_a_disk_that_goes_before_lengths_are_read_makes_no_plan(films: Path, tmp_path: Path):
+    with pytest.raises(PrepareError, match="not there any more"):
+        list(datasets.prepare._lengths(config(tmp_path / "gone", tmp_path / "out"), [Task("a.mp4", "a")]))
 
 
 def test_full_disk(films: Path, prepared_films: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

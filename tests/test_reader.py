@@ -11,9 +11,10 @@ from support.shards import encode_flac, encode_jpeg, make_picture, make_sample, 
 from support.videos import write_video
 
 from datasets.batch import Clip, FailureBudget, ReadFailure, Ticket, TooManyFailuresError, collate
-from datasets.index import ShardIndex, build_table, index_folder
+from datasets.index import build_table, index_folder
 from datasets.plan import substitute_row
 from datasets.reader import ClipReader, UnreadableClipsError, all_frames, middle_frame, random_frame
+from datasets.shard_index import ShardIndex
 from datasets.shards import Sample, ShardError, ShardWriter
 from datasets.table import ClipTable
 

@@ -7,9 +7,9 @@ import pytest
 from support.shards import make_shards
 
 from datasets.batch import Clip, Ticket
-from datasets.index import ShardIndex
 from datasets.reader import ClipReader
 from datasets.remote import ShardStore, is_url
+from datasets.shard_index import ShardIndex
 from datasets.shards import ShardError
 
 

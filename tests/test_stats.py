@@ -14,7 +14,8 @@ from torchaudio.compliance import kaldi
 
 from datasets.contact_sheet import AXIS, CAPTION, FRAMES, GAP, HEADING, MARGIN, SIDE, WIDTH, contact_sheet
 from datasets.fbank import Moments, measure_fbank, spread_rows
-from datasets.index import ShardIndex, index_folder
+from datasets.index import index_folder
+from datasets.shard_index import ShardIndex
 from datasets.shards import Sample, ShardWriter
 from datasets.stats import main, measure_loudness
 from datasets.stored_clips import read_clips

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from support.shards import make_shards
 
-from datasets.index import ShardIndex
+from datasets.shard_index import ShardIndex
 from datasets.shards import ShardError
 from datasets.table import ClipTable, Column, Extent, write_table
 from datasets.table_builder import TableBuilder, TableRow

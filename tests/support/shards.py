@@ -9,7 +9,8 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from datasets.index import FbankStats, Label, ShardIndex, build_table
+from datasets.index import build_table
+from datasets.shard_index import FbankStats, Label, ShardIndex
 from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, make_key
 
 SAMPLE_RATE = 16_000
