@@ -15,7 +15,7 @@ from datasets.fbank import Moments, measure_fbank
 from datasets.media import MediaClip, MediaError, MediaSettings, read_media
 from datasets.shard_index import Reject
 from datasets.shards import Sample, make_key
-from datasets.sources import FILE_MISSING, Task, printable, rejected_clip
+from datasets.sources import Task, printable, rejected_clip
 
 SILENT = "silent"
 TOO_SHORT = "too_short"
@@ -120,8 +120,6 @@ class Encoder:
         Raises:
             MediaError: There is none, or none of use.
         """
-        if not os.path.isfile(path):
-            raise MediaError(FILE_MISSING, "no regular file" if os.path.exists(path) else "no such file")
         clip = read_media(path, start, end, self.settings.media)
         self._examine(clip)
         return clip

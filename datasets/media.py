@@ -18,11 +18,12 @@ sample 0 is the segment's start; where the sound starts later or has a gap there
 from __future__ import annotations
 
 import math
+import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import BinaryIO
 
 import av
@@ -156,10 +157,14 @@ def _clip(
 def _opened(source: str | PathLike[str] | BinaryIO) -> Iterator[InputContainer]:
     """The opened container; whatever FFmpeg cannot do with it becomes a MediaError."""
     if isinstance(source, (str, PathLike)):
-        source = str(Path(source))
-        if not Path(source).is_file():
-            raise MediaError("missing", f"there is no file {source}")
-        if not Path(source).stat().st_size:
+        source = os.fspath(source)
+        try:
+            status = os.stat(source)
+        except (OSError, ValueError) as error:  # a path may hold a zero byte
+            raise MediaError("file_missing", getattr(error, "strerror", None) or str(error)) from error
+        if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
+            raise MediaError("file_missing", "it is no regular file")
+        if not status.st_size:
             raise MediaError("undecodable", "the file is empty")
     else:
         source.seek(0)

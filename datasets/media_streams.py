@@ -15,7 +15,7 @@ from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
-Reason = Literal["missing", "undecodable", "no_audio", "no_video", "outside"]
+Reason = Literal["file_missing", "undecodable", "no_audio", "no_video", "outside"]
 
 JITTER_SECONDS = 0.02  # sound timestamps this close to where the samples end are rounding, not a gap
 MAX_PADDING = 2048  # samples; AAC codes sound in blocks of 1024 (HE-AAC: 2048), the last filled up
@@ -28,8 +28,8 @@ class MediaError(ValueError):
     """A file that gives no clip.
 
     Attributes:
-        reason: A stable slug: ``missing`` (no such file), ``undecodable`` (not a media file, or damaged
-            beyond use), ``no_audio``, ``no_video`` (no such stream, or nothing of it in the segment),
+        reason: A stable slug: ``file_missing`` (no such file, or no regular one), ``undecodable`` (not a media file,
+            or damaged beyond use), ``no_audio``, ``no_video`` (no such stream, or nothing of it in the segment),
             ``outside`` (the segment lies beyond the end of the file). Callers with further demands add their
             own (``silent``, ``too_short``, ...).
         detail: What was found, for people.

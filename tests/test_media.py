@@ -264,7 +264,9 @@ def test_reasons(tmp_path: Path, long_file: Path):
         (text, None, "undecodable"),
         (empty, None, "undecodable"),
         (headless, None, "undecodable"),
-        (tmp_path / "nothing.mp4", None, "missing"),
+        (tmp_path / "nothing.mp4", None, "file_missing"),
+        (tmp_path, None, "file_missing"),
+        ("zero\0byte.mp4", None, "file_missing"),
         (long_file, 40.0, "outside"),
     ]
     for path, start, reason in cases:

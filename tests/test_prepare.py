@@ -128,7 +128,10 @@ def test_text_file_of_paths(films: Path, tmp_path: Path):
     assert ShardIndex.load(tmp_path / "out").samples == 2
     assert ShardIndex.load(tmp_path / "out").labels == ()
     assert reject_reasons(tmp_path / "out") == dict.fromkeys(names[2:], "file_missing")
-    assert rejects(tmp_path / "out", "detail") == {names[2]: "no such file", names[3]: "no regular file"}
+    assert rejects(tmp_path / "out", "detail") == {
+        names[2]: "No such file or directory",
+        names[3]: "it is no regular file",
+    }
 
 
 def test_segments_of_whole_videos_and_of_cut_clips(tmp_path: Path):
