@@ -189,7 +189,9 @@ def _write_shards(
 @quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.prepare``."""
-    parser = ArgumentParser(prog="python -m datasets.prepare", description="From raw videos to shards.")
+    parser = ArgumentParser(
+        prog="python -m datasets.prepare", description="From raw videos to shards.", allow_abbrev=False
+    )
     parser.add_argument(
         "source", type=str, help="folder of videos, text file of paths, or CSV with a column path"
     )

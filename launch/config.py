@@ -139,7 +139,9 @@ class LaunchConfig:
 
 def launch_parser() -> ArgumentParser:
     """A parser for launch settings: ``--config FILE`` and one flag a field; refuses unknown keys by name."""
-    parser = ArgumentParser(prog="python -m launch.submit", description="Submit training runs.")
+    parser = ArgumentParser(
+        prog="python -m launch.submit", description="Submit training runs.", allow_abbrev=False
+    )
     parser.add_argument("--config", action="config", help="launch file (YAML)")
     parser.add_class_arguments(LaunchConfig)
     return parser

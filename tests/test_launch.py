@@ -130,6 +130,8 @@ def test_unknown_setting_is_refused_by_name(tmp_path):
     (tmp_path / "launch.yaml").write_text("nodse: 2\n")
     output = launch("submit", "--config=launch.yaml", "--", SCRIPT, folder=tmp_path, code=2)
     assert "nodse" in output
+    output = launch("submit", "--node=2", "--", SCRIPT, folder=tmp_path, code=2)
+    assert "--node=2" in output  # no abbreviations
 
 
 def test_dry_run_prints_the_script_also_without_slurm(tmp_path):

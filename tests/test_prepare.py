@@ -275,6 +275,9 @@ def test_command_line(films: Path, tmp_path: Path, capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         main([str(films), str(tmp_path / "out"), "--media.num_framez", "3"])
     assert "num_framez" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        main([str(films), str(tmp_path / "out"), "--min_second=0.5"])
+    assert "--min_second" in capsys.readouterr().err  # no abbreviations
     with pytest.raises(SystemExit):
         main([str(films), str(tmp_path / "out"), "--jpeg_quality=100"])
     assert "jpeg_quality must be 1 to 95, got 100" in capsys.readouterr().err
