@@ -16,8 +16,8 @@ from engine.namesake import check_datasets
 
 if __name__ == "__main__":
     check_datasets()
-    from engine.finetune import finetune
-    from engine.finetune_config import FinetuneConfig
-    from engine.program import run_program
+    from engine.cli import run_program
+    from engine.tasks.finetune import finetune
+    from engine.tasks.finetune_config import FinetuneConfig
 
     sys.exit(run_program("main_finetune.py", FinetuneConfig, finetune))

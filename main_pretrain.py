@@ -15,8 +15,8 @@ from engine.namesake import check_datasets
 
 if __name__ == "__main__":
     check_datasets()
+    from engine.cli import run_program
     from engine.config import PretrainConfig
-    from engine.pretrain import pretrain
-    from engine.program import run_program
+    from engine.tasks.pretrain import pretrain
 
     sys.exit(run_program("main_pretrain.py", PretrainConfig, pretrain))

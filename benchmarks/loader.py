@@ -29,11 +29,11 @@ from PIL import Image
 
 from datasets.batch import ReadFailure, collate
 from datasets.index import build_table
-from datasets.loader import NUM_SAMPLES
-from datasets.plan import SamplePlan, WindowShuffle
-from datasets.reader import ClipReader, FrameChoice, all_frames, random_frame
-from datasets.shard_index import ShardIndex
-from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, make_key
+from datasets.loading.loader import NUM_SAMPLES
+from datasets.loading.plan import SamplePlan, WindowShuffle
+from datasets.loading.reader import ClipReader, FrameChoice, all_frames, random_frame
+from datasets.shards.manifest import ShardIndex
+from datasets.shards.tar import SHARD_PATTERN, Sample, ShardWriter, make_key
 
 SAMPLE_RATE = 16_000
 SECONDS = 10

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from datasets.planning import make_plan
-from datasets.prepare_config import PrepareConfig
-from datasets.sources import Task
-from datasets.table_builder import TableBuilder, TableRow
+from datasets.prepare.config import PrepareConfig
+from datasets.prepare.planning import make_plan
+from datasets.prepare.sources import Task
+from datasets.shards.table_builder import TableBuilder, TableRow
 
 CLASSES = 527
 FILES_A_FOLDER = 1000

@@ -33,10 +33,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datasets.encode import Encoder, EncodeSettings, Work
-from datasets.prepare import PrepareConfig, prepare
-from datasets.shard_index import ShardIndex
-from datasets.sources import Task
+from datasets.prepare.encode import Encoder, EncodeSettings, Work
+from datasets.prepare.run import PrepareConfig, prepare
+from datasets.prepare.sources import Task
+from datasets.shards.manifest import ShardIndex
 
 SECONDS = 10
 FRAME_RATE = 25

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from engine.retrieval import class_retrieval_map, retrieval_metrics
+from engine.evaluation.retrieval import class_retrieval_map, retrieval_metrics
 
 
 def seconds(work: Callable[[], object], device: str) -> float:

@@ -17,8 +17,8 @@ import platform
 import time
 from collections.abc import Sequence
 
-from datasets.loader import DataConfig, train_loader
-from datasets.sampling import MixupReader, SamplingConfig
+from datasets.loading.loader import DataConfig, train_loader
+from datasets.loading.sampling import MixupReader, SamplingConfig
 
 CASES = {
     "plain": SamplingConfig(),

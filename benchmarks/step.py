@@ -25,11 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from datasets.batch import AVBatch
-from engine.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
-from engine.distributed import World, distributed
 from engine.objectives.cav_mae import CavMae, CavMaeConfig
-from engine.optimizer import OptimizerConfig, build_optimizer, clip_gradients
-from engine.peak import measured_peak_flops
+from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
+from engine.parallel.world import World, distributed
+from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from engine.training.peak_flops import measured_peak_flops
 from models import FbankConfig, ModelConfig, build_model, list_models
 
 

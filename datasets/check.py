@@ -22,15 +22,15 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from datasets.console import print_table, quiet_end
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
 from datasets.index import clip_id
-from datasets.output import finished_sets
-from datasets.pool import Failure, WorkerPool
-from datasets.scan import ScannedSample, scan_shard
-from datasets.shard_index import Label, ShardIndex, label_ids
-from datasets.shards import AUDIO_SUFFIXES, BLOCK, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ShardError, ShardInfo
-from datasets.table import ClipTable
-from datasets.terminal import print_table, quiet_end
+from datasets.prepare.shard_output import finished_sets
+from datasets.shards.manifest import Label, ShardIndex, label_ids
+from datasets.shards.scan import ScannedSample, scan_shard
+from datasets.shards.table import ClipTable
+from datasets.shards.tar import AUDIO_SUFFIXES, BLOCK, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ShardError, ShardInfo
+from datasets.worker_pool import Failure, WorkerPool
 
 _DECODED_SIDE = 64  # the whole picture is decoded whatever size is asked for
 _SHOWN = 20

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from datasets.media import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media
+from datasets.media.container import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media
 
 _PREPARED_SIDE = 256  # shorter side to which a video's frames are brought first, as in prepared shards
 

@@ -18,18 +18,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets.scan import ScannedSample, ShardScan, scan_shard
-from datasets.shard_index import INDEX_NAME, Label, ShardIndex, is_unfinished, label_ids, missing_index
-from datasets.shards import (
+from datasets.console import quiet_end
+from datasets.shards.manifest import INDEX_NAME, Label, ShardIndex, is_unfinished, label_ids, missing_index
+from datasets.shards.scan import ScannedSample, ShardScan, scan_shard
+from datasets.shards.table import ClipTable
+from datasets.shards.table_builder import TableBuilder, TableRow
+from datasets.shards.tar import (
     AUDIO_SUFFIXES,
     IMAGE_SUFFIXES,
     VIDEO_SUFFIXES,
     ShardError,
     ShardInfo,
 )
-from datasets.table import ClipTable
-from datasets.table_builder import TableBuilder, TableRow
-from datasets.terminal import quiet_end
 
 
 def build_table(

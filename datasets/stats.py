@@ -2,7 +2,7 @@
 
     python -m datasets.stats OUT [--clips 500] [--sheet FILE.png]
 
-See ``datasets.contact_sheet`` for what the picture shows.
+See ``datasets.inspect.contact_sheet`` for what the picture shows.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from datasets.contact_sheet import contact_sheet
+from datasets.console import print_table, quiet_end
 from datasets.decode import DecodeError
-from datasets.fbank import spread_rows
-from datasets.output import finished_sets
-from datasets.shard_index import ShardIndex
-from datasets.shards import ShardError
-from datasets.stored_clips import read_clips
-from datasets.table import ClipTable
-from datasets.terminal import print_table, quiet_end
+from datasets.inspect.contact_sheet import contact_sheet
+from datasets.inspect.stored_clips import read_clips
+from datasets.prepare.fbank_stats import spread_rows
+from datasets.prepare.shard_output import finished_sets
+from datasets.shards.manifest import ShardIndex
+from datasets.shards.table import ClipTable
+from datasets.shards.tar import ShardError
 
 SHEET_NAME = "contact_sheet.png"
 

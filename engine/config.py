@@ -17,11 +17,11 @@ from typing import NoReturn, TypeVar
 
 from jsonargparse import ArgumentParser
 
-from datasets.loader import DataConfig
+from datasets.loading.loader import DataConfig
 from engine.objectives.cav_mae import CavMaeConfig
-from engine.optimizer import OptimizerConfig
-from engine.schedule import ScheduleConfig
-from engine.trainer import TrainConfig
+from engine.training.optimizer import OptimizerConfig
+from engine.training.schedule import ScheduleConfig
+from engine.training.trainer import TrainConfig
 from models import FbankConfig, ModelConfig
 
 T = TypeVar("T")

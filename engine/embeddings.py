@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.features import Features
-from engine.probes import ProbeConfig, probe_features
-from engine.retrieval import cross_modal_retrieval
+from engine.evaluation.features import Features
+from engine.evaluation.probes import ProbeConfig, probe_features
+from engine.evaluation.retrieval import cross_modal_retrieval
 
 Columns = dict[str, NDArray[Any]]
 """Columns of some clips: ``id`` (N,) text, (N, D) float32 by name of the vector, ``labels`` (N, classes)."""

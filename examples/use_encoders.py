@@ -27,8 +27,8 @@ from torch import Tensor
 
 from datasets.batch import Clip, Ticket, collate
 from datasets.decode import SAMPLE_RATE
-from engine.embed_sources import MediaFiles
-from engine.embedder import EarsightEmbedder
+from engine.embed.embedder import EarsightEmbedder
+from engine.embed.sources import MediaFiles
 from models import PretrainedEncoders, load_pretrained
 
 parser = argparse.ArgumentParser(

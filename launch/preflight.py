@@ -40,7 +40,7 @@ def run_preflight(
 
 
 #: Like ``-m engine.preflight``, from whatever folder the relative paths in the config belong to.
-_RUN = "import sys; sys.path[0] = {root!r}; from engine.preflight import main; sys.exit(main())"
+_RUN = "import sys; sys.path[0] = {root!r}; from engine.preflight.checks import main; sys.exit(main())"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.random import Stream, uniform
+from models.sample_random import Stream, uniform
 
 
 def add_noise(fbank: Tensor, seeds: Tensor) -> Tensor:

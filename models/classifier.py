@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.config import ModelConfig
-from models.encoder import AudioVisualEncoder, init_weights
+from models.cav_mae.config import ModelConfig
+from models.cav_mae.encoder import AudioVisualEncoder, init_weights
 
 
 class AudioVisualClassifier(nn.Module):

@@ -15,14 +15,14 @@ from typing import Any
 import torch
 import yaml
 
-from models.config import ModelConfig, unknown_name
-from models.description import save_described
-from models.encoder import AudioVisualEncoder
-from models.errors import WeightsError
-from models.files import write_safetensors
+from models.cav_mae.config import ModelConfig, unknown_name
+from models.cav_mae.encoder import AudioVisualEncoder
 from models.pretrained import Model, describe, load_model, named_state
-from models.published import PUBLISHED_EPS, published_limits, to_published
-from models.weights import read_weights
+from models.weights.description import save_described
+from models.weights.errors import WeightsError
+from models.weights.published import PUBLISHED_EPS, published_limits, to_published
+from models.weights.sources import read_weights
+from models.weights.tensor_files import write_safetensors
 
 _SUFFIXES = {"earsight": (".safetensors",), "published": (".safetensors", ".pth")}
 
@@ -33,7 +33,7 @@ def convert(
     """Converts a source to a file; returns the account of every tensor.
 
     Args:
-        source: See `models.weights.read_weights`.
+        source: See `models.weights.sources.read_weights`.
         target: The file to write.
         form: ``earsight`` or ``published``.
         allow: Patterns of tensors that may be missing or left out.

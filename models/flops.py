@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.config import ModelConfig
+from models.cav_mae.config import ModelConfig
 
 
 def forward_flops(config: ModelConfig, *, reconstruct: bool = True, contrast: bool = True) -> float:

@@ -10,15 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.cav_mae.config import ModelConfig
+from models.cav_mae.encoder import AudioVisualEncoder
+from models.cav_mae.mae import AudioVisualMAE, pool
 from models.classifier import AudioVisualClassifier
-from models.config import ModelConfig
-from models.description import Description
-from models.encoder import AudioVisualEncoder
-from models.errors import WeightsError
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
-from models.initialize import InitReport, initialize
-from models.mae import AudioVisualMAE, pool
-from models.weights import SourceKind, SourceWeights, read_weights
+from models.weights.description import Description
+from models.weights.errors import WeightsError
+from models.weights.initialize import InitReport, initialize
+from models.weights.sources import SourceKind, SourceWeights, read_weights
 
 Model = AudioVisualMAE | AudioVisualClassifier | AudioVisualEncoder
 
@@ -145,7 +145,7 @@ def load_pretrained(source: str | PathLike[str], **known: Any) -> PretrainedEnco
     """The encoders of a run, a checkpoint, an exported model or a published CAV-MAE file, ready for use.
 
     Args:
-        source: See `models.weights.read_weights`.
+        source: See `models.weights.sources.read_weights`.
         known: Fields of `ModelConfig` that a published file's shapes don't tell, such as ``num_heads``.
 
     Returns:
@@ -178,7 +178,7 @@ def load_model(source: SourceWeights, allow: Sequence[str] = (), **known: Any) -
 
     Args:
         source: The weights.
-        allow: See `models.initialize.initialize`.
+        allow: See `models.weights.initialize.initialize`.
         known: Fields of `ModelConfig` that the shapes don't tell.
     """
     config = source.model_config(**known)

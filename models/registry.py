@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
-from models.config import ModelConfig, unknown_name
-from models.mae import AudioVisualMAE
+from models.cav_mae.config import ModelConfig, unknown_name
+from models.cav_mae.mae import AudioVisualMAE
 
 _MODELS: dict[str, Callable[..., AudioVisualMAE]] = {}
 

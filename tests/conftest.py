@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.films import config, write_films
 
-from datasets.prepare import prepare
+from datasets.prepare.run import prepare
 
 
 @pytest.fixture(scope="session")

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from datasets.batch import AVBatch
-from engine.distributed import gather_rows, rank
 from engine.objectives.base import Objective, detached
+from engine.parallel.world import gather_rows, rank
 from models import (
     AudioFrontEnd,
     AudioVisualMAE,

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from datasets.batch import AVBatch
-from datasets.sampling import MixedBatch
+from datasets.loading.sampling import MixedBatch
 from engine.objectives.base import LrGroup, Objective, detached
 from models import (
     AudioFrontEnd,

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from support.videos import write_video
 
-from datasets.media import MediaSettings
-from datasets.prepare import PrepareConfig
+from datasets.media.container import MediaSettings
+from datasets.prepare.run import PrepareConfig
 
 MEDIA = MediaSettings(num_frames=3)
 

@@ -9,22 +9,22 @@ from typing import Any, Literal
 import torch
 from support.training import small_model_config
 
-from datasets.loader import DataConfig
-from datasets.sampling import SamplingConfig, subset_rows
-from engine.averaging import AveragingConfig
-from engine.checkpoint import load_weights
-from engine.deepspeed_engine import ParallelConfig
-from engine.distributed import World, distributed
-from engine.features import embed_set
-from engine.finetune import build_classification, finetune
-from engine.finetune_config import EvaluationConfig, FinetuneConfig
-from engine.head import fit_head
-from engine.labelled import held_out_loader, open_labelled
+from datasets.loading.loader import DataConfig
+from datasets.loading.sampling import SamplingConfig, subset_rows
+from engine.evaluation.features import embed_set
+from engine.evaluation.predictions import predict
 from engine.objectives.classification import ClassificationConfig, LossName
-from engine.optimizer import OptimizerConfig
-from engine.predictions import predict
-from engine.schedule import ScheduleConfig
-from engine.trainer import TrainConfig
+from engine.parallel.deepspeed_engine import ParallelConfig
+from engine.parallel.world import World, distributed
+from engine.tasks.finetune import build_classification, finetune
+from engine.tasks.finetune_config import EvaluationConfig, FinetuneConfig
+from engine.tasks.labelled_sets import held_out_loader, open_labelled
+from engine.tasks.probe_head import fit_head
+from engine.training.checkpoint import load_weights
+from engine.training.optimizer import OptimizerConfig
+from engine.training.schedule import ScheduleConfig
+from engine.training.trainer import TrainConfig
+from engine.training.weight_average import AveragingConfig
 from models import FbankConfig
 
 BATCH = 6

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from support.training import fit
 
-from engine.distributed import World, distributed, import_deepspeed
+from engine.parallel.world import World, distributed, import_deepspeed
 
 
 def zero_folders(ours: list[dict], foreign: list[dict]) -> None:

@@ -15,12 +15,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from datasets.batch import AVBatch, FailureBudget, ReadFailure, TooManyFailuresError
-from engine.checkpoint import find_checkpoints, load_weights
-from engine.deepspeed_engine import ParallelConfig
-from engine.distributed import World, distributed
 from engine.objectives.cav_mae import CavMae
-from engine.runlog import RunLog, logger
-from engine.trainer import TrainConfig, Trainer, TrainingError
+from engine.parallel.deepspeed_engine import ParallelConfig
+from engine.parallel.world import World, distributed
+from engine.training.checkpoint import find_checkpoints, load_weights
+from engine.training.runlog import RunLog, logger
+from engine.training.trainer import TrainConfig, Trainer, TrainingError
 
 
 class Spoilt(CavMae):

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import Tensor
 
-from models.initialize import InitReport
 from models.pretrained import Model, load_model
-from models.weights import SourceKind, SourceWeights
+from models.weights.initialize import InitReport
+from models.weights.sources import SourceKind, SourceWeights
 
 
 def load_published(state: Mapping[str, Tensor], **known: Any) -> tuple[Model, InitReport]:

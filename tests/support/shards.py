@@ -10,8 +10,8 @@ import soundfile
 from PIL import Image
 
 from datasets.index import build_table
-from datasets.shard_index import FbankStats, Label, ShardIndex
-from datasets.shards import SHARD_PATTERN, Sample, ShardWriter, make_key
+from datasets.shards.manifest import FbankStats, Label, ShardIndex
+from datasets.shards.tar import SHARD_PATTERN, Sample, ShardWriter, make_key
 
 SAMPLE_RATE = 16_000
 

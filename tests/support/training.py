@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from datasets.batch import AVBatch
-from engine.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
-from engine.distributed import World, distributed
 from engine.objectives.base import Objective
 from engine.objectives.cav_mae import CavMae, CavMaeConfig
-from engine.optimizer import OptimizerConfig, build_optimizer, clip_gradients
-from engine.schedule import ScheduleConfig
-from engine.trainer import TrainConfig, Trainer, TrainingData
+from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
+from engine.parallel.world import World, distributed
+from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from engine.training.schedule import ScheduleConfig
+from engine.training.trainer import TrainConfig, Trainer, TrainingData
 from models import FbankConfig, ModelConfig, build_model
 
 NUM_CLIPS = 24

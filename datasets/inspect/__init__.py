@@ -1,0 +1,1 @@
+"""Clips of a set, to be looked at."""

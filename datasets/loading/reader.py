@@ -1,0 +1,225 @@
+"""Reads clips by their tickets: a map-style dataset over the table of a set.
+
+Only the members in use are read (the sound and one frame, not all ten) and decoded. A worker keeps the
+shards it reads open.
+
+Decisions:
+    * The tar header before a member is read with it. It must be whole, and name this clip and this member,
+      so a shard whose bytes changed under the same size does not pass for another.
+    * In training the place of a bad clip is taken by another real one, which the plan names; in evaluation
+      it stays empty. Either way the failure travels with the batch, and never a substitute tensor.
+    * A shard that is missing or has another size is no bad clip but an error.
+"""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from datasets.batch import Clip, ReadFailure, Ticket
+from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
+from datasets.index import check_size
+from datasets.loading.plan import mix, substitute_row
+from datasets.shards.scan import split_name
+from datasets.shards.store import ShardStore
+from datasets.shards.table import Extent, key_checksum
+from datasets.shards.tar import BLOCK, ShardError
+
+MAX_ATTEMPTS = 8
+VIDEO_FRAMES = 10
+"""Frames that a clip stored as a video counts as, evenly spaced."""
+
+_MAX_OPEN_SHARDS = 64
+_FRAME_STREAM = 0xF4A3E
+
+FrameChoice = Callable[[int, int], Sequence[int]]
+"""Which of a clip's frames to read: (number stored, the ticket's seed) -> places, from 0."""
+
+
+def random_frame(num_stored: int, seed: int) -> Sequence[int]:
+    """One frame, which the ticket's seed picks."""
+    return (int(mix(seed, _FRAME_STREAM)[0]) % num_stored,)
+
+
+def middle_frame(num_stored: int, seed: int) -> Sequence[int]:
+    """The middle frame (of an even number the later of the two)."""
+    return (num_stored // 2,)
+
+
+def all_frames(num_stored: int, seed: int) -> Sequence[int]:
+    """All frames in order."""
+    return range(num_stored)
+
+
+class UnreadableClipsError(RuntimeError):
+    """A clip and all clips that should have taken its place can't be read."""
+
+
+class _BadMemberError(ValueError):
+    """What the shard holds at a member's place is not that member."""
+
+
+class ClipReader(Dataset[Clip | ReadFailure]):
+    """The clips of a set.
+
+    Args:
+        source: Folder of the set, or a store for a set at URLs.
+        audio: Read the sound.
+        choose_frames: Which frames to read, such as ``random_frame``; None for none. Must be picklable.
+        image_size: Side of the square frames in pixels.
+        substitutes: A bad clip's place is taken by another; without it a ``ReadFailure`` stands there.
+
+    Raises:
+        ShardError: Index, table or a shard is missing or not what it should be, or no clip has what is asked
+            for.
+        ValueError: Neither sound nor frames are asked for.
+    """
+
+    def __init__(
+        self,
+        source: Path | str | ShardStore,
+        *,
+        audio: bool = True,
+        choose_frames: FrameChoice | None = random_frame,
+        image_size: int = 224,
+        substitutes: bool = True,
+    ) -> None:
+        if not audio and choose_frames is None:
+            raise ValueError("a reader needs sound, frames or both to read")
+        self.store = source if isinstance(source, ShardStore) else ShardStore(source)
+        self.index, self.table = self.store.open_index()
+        self.store.check(self.index.shards)
+        self.audio = audio
+        self.choose_frames = choose_frames
+        self.image_size = image_size
+        self.substitutes = substitutes
+        self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, the latest in use last
+        if audio and not self.table.num_with_audio:
+            raise ShardError(f"no clip of {self.store.location} has sound")
+        if choose_frames is not None and not self.table.num_with_frames:
+            raise ShardError(f"no clip of {self.store.location} has frames")
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, ticket: Ticket) -> Clip | ReadFailure:
+        return self.read(ticket)
+
+    def __getitems__(self, tickets: Sequence[Ticket]) -> list[Clip | ReadFailure]:
+        """Reads a batch of tickets (what a ``DataLoader`` with a batch sampler calls)."""
+        return [self.read(ticket) for ticket in tickets]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}  # a descriptor means nothing in another process
+
+    def read(self, ticket: Ticket) -> Clip | ReadFailure:
+        """Reads a ticket's clip, or the first of its substitutes that can be read.
+
+        Raises:
+            UnreadableClipsError: ``MAX_ATTEMPTS`` clips one after the other can't be read; names them.
+            ShardError: A shard is missing, can't be fetched, or has another size than the index says.
+        """
+        failures: list[ReadFailure] = []
+        row = ticket.row
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                waveform, frames = self._decode(row, ticket.seed)
+            except (DecodeError, _BadMemberError, OSError) as error:
+                shard = self.table.shards[self.table.shard_of(row)]
+                failures.append(ReadFailure(self.table.id(row), shard, str(error)))
+                if not self.substitutes:
+                    return failures[0]
+                row = substitute_row(ticket.seed, attempt, len(self.table))
+                continue
+            name, labels = self.table.id(row), self.table.labels(row)
+            return Clip(name, row, ticket.seed, waveform, frames, labels, tuple(failures))
+        listed = "; ".join(f"{failure.id} in {failure.shard}: {failure.reason}" for failure in failures)
+        raise UnreadableClipsError(f"{MAX_ATTEMPTS} clips one after the other can't be read: {listed}")
+
+    def _decode(self, row: int, seed: int) -> tuple[Tensor | None, Tensor | None]:
+        members = self.table.members(row)
+        waveform = frames = None
+        sounds = [slot for slot in self.table.audio_slots if slot in members]
+        pictures = [slot for slot in self.table.frame_slots if slot in members]
+        missing_audio = self.audio and not sounds
+        missing_frames = self.choose_frames is not None and not pictures
+        if missing_audio or missing_frames:
+            waveform, frames = self._decode_video(row, seed, members, missing_audio, missing_frames)
+        if self.audio and sounds:
+            waveform = decode_audio(self._read_member(row, sounds[0], members[sounds[0]]))
+        if self.choose_frames is not None and pictures:
+            slots = [pictures[i] for i in self.choose_frames(len(pictures), seed)]
+            frames = torch.stack(
+                [decode_frame(self._read_member(row, slot, members[slot]), self.image_size) for slot in slots]
+            )
+        return waveform, frames
+
+    def _decode_video(
+        self, row: int, seed: int, members: dict[int, Extent], audio: bool, frames: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        videos = [slot for slot in self.table.video_slots if slot in members]
+        if not videos:
+            wanted = [name for name, missing in (("sound", audio), ("frames", frames)) if missing]
+            raise _BadMemberError(f"the sample has no {' and no '.join(wanted)}")
+        chosen = self.choose_frames(VIDEO_FRAMES, seed) if self.choose_frames is not None and frames else ()
+        data = self._read_member(row, videos[0], members[videos[0]])
+        waveform, pictures = decode_video(data, VIDEO_FRAMES, chosen, self.image_size)
+        return waveform if audio else None, pictures
+
+    def _read_member(self, row: int, slot: int, extent: Extent) -> memoryview:
+        """The bytes of a member, in memory of their own."""
+        buffer = bytearray((1 + extent.blocks) * BLOCK)
+        count = os.preadv(self._descriptor(self.table.shard_of(row)), [buffer], extent.offset)
+        suffix = self.table.slots[slot]
+        if count < len(buffer):
+            raise _BadMemberError(f"the shard ends inside {suffix}")
+        try:
+            header = tarfile.TarInfo.frombuf(buffer[:BLOCK], "utf-8", "surrogateescape")  # type: ignore[arg-type]
+        except tarfile.HeaderError as error:
+            raise _BadMemberError(f"the tar header of {suffix} is damaged: {error}") from error
+        key, found = split_name(header.name)
+        if self.table.plain and (key_checksum(key) != self.table.key_checksums[row] or found != suffix):
+            raise _BadMemberError(f"the shard holds {header.name!r} where this clip's {suffix} should be")
+        if -(-header.size // BLOCK) != extent.blocks:
+            raise _BadMemberError(
+                f"{suffix} has {header.size} bytes, not the {extent.blocks} blocks of the table"
+            )
+        return memoryview(buffer)[BLOCK : BLOCK + header.size]
+
+    def _descriptor(self, shard: int) -> int:
+        if shard in self._open:
+            self._open.move_to_end(shard)
+            return self._open[shard]
+        info = self.index.shards[shard]
+        path = self.store.path(info)
+        check_size(path, info)
+        try:
+            descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise ShardError(f"shard {path} can't be opened: {error.strerror}") from error
+        self._close_spare()
+        self._open[shard] = descriptor
+        return descriptor
+
+    def _close_spare(self) -> None:
+        """Closes shards that the cache has removed, which hold disk space while open, and the oldest ones."""
+        for shard, descriptor in list(self._open.items()):
+            if not os.fstat(descriptor).st_nlink or len(self._open) >= _MAX_OPEN_SHARDS:
+                os.close(self._open.pop(shard))
+
+    def close(self) -> None:
+        """Closes the shards that this process has open; reading opens them again."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __del__(self) -> None:
+        if hasattr(self, "_open"):
+            self.close()

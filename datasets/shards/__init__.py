@@ -1,0 +1,1 @@
+"""A set on the disk: tars, manifest (``index.json``), table, and where they are kept."""

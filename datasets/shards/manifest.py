@@ -1,0 +1,195 @@
+"""The index of a set of shards, ``index.json``: its shards and classes, how they were made, what was left out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets.atomic import write_atomically
+from datasets.shards.tar import ShardError, ShardInfo
+
+INDEX_NAME = "index.json"
+PREPARE_FOLDER = ".prepare"  # is there while datasets.prepare is not done
+FORMAT = "earsight-shards"
+VERSION = 2
+
+
+@dataclass(frozen=True)
+class Label:
+    """One class of the vocabulary; its id is its place in it.
+
+    Attributes:
+        name: Display name.
+        mid: Machine id of AudioSet's ontology (``/m/09x0r``), or None.
+        count: Samples that have it.
+    """
+
+    name: str
+    mid: str | None = None
+    count: int = 0
+
+
+@dataclass(frozen=True)
+class FbankStats:
+    """Mean and standard deviation of the set's log-mel values, measured on ``clips`` of its clips."""
+
+    mean: float
+    std: float
+    clips: int
+
+
+@dataclass(frozen=True)
+class Reject:
+    """An input that went into no shard: where it came from, a stable reason, and what was seen."""
+
+    source: str
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class RejectList:
+    """The inputs that went into no shard, which a file beside the index lists one by one.
+
+    Attributes:
+        file: Its name: a CSV of source, reason and detail.
+        sha256: Hex digest of it.
+        counts: How many there are for each reason.
+    """
+
+    file: str
+    sha256: str
+    counts: Mapping[str, int]
+
+    @property
+    def total(self) -> int:
+        """Number of all of them."""
+        return sum(self.counts.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in self.counts.items())
+        return f"rejected {self.total}: {reasons} (see {self.file})"
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """What lies in a folder of shards; ``index.json`` in memory.
+
+    Attributes:
+        shards: The shards in order.
+        labels: The vocabulary; empty for a set without labels.
+        fbank: Log-mel statistics, or None where nobody measured them.
+        settings: What the shards were made with.
+        rejects: Inputs left out; None where nobody knows, as for shards made elsewhere.
+        duration_seconds: Length of all samples together.
+    """
+
+    shards: tuple[ShardInfo, ...]
+    labels: tuple[Label, ...] = ()
+    fbank: FbankStats | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    rejects: RejectList | None = None
+    duration_seconds: float = 0.0
+
+    @property
+    def samples(self) -> int:
+        """Number of samples of all shards."""
+        return sum(shard.samples for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """Size of all shards."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of what a table depends on: the shards and the vocabulary."""
+        shards = [asdict(shard) for shard in self.shards]
+        labels = [(label.name, label.mid) for label in self.labels]
+        return hashlib.sha256(json.dumps([shards, labels]).encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path | str) -> ShardIndex:
+        """Reads ``index.json`` of ``folder``.
+
+        Raises:
+            ShardError: The folder is missing, empty, or has no index or one that can't be read.
+        """
+        folder = Path(folder)
+        path = folder / INDEX_NAME
+        if not path.is_file():
+            raise ShardError(missing_index(folder))
+        return cls.load_file(path, str(path))
+
+    @classmethod
+    def load_file(cls, path: Path, where: str) -> ShardIndex:
+        """Reads an index file that came from ``where``.
+
+        Raises:
+            ShardError: It is no such index, or one of a version not known here.
+        """
+        try:
+            content = json.loads(path.read_bytes())
+            if content.get("format") != FORMAT:
+                raise ShardError(f'{where} is no index of shards: "format" is not "{FORMAT}"')
+            if content["version"] != VERSION:
+                raise ShardError(
+                    f"{where} has version {content['version']}, this program reads {VERSION}. Make the set anew "
+                    "with datasets.prepare, or index its shards anew: python -m datasets.index FOLDER --overwrite"
+                )
+            return cls(
+                shards=tuple(ShardInfo(**shard) for shard in content["shards"]),
+                labels=tuple(Label(**label) for label in content["labels"]),
+                fbank=FbankStats(**content["fbank"]) if content["fbank"] else None,
+                settings=content["settings"],
+                rejects=RejectList(**content["rejects"]) if content["rejects"] else None,
+                duration_seconds=content["duration_seconds"],
+            )
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            raise ShardError(f"{where} can't be read as an index of shards: {error!r}") from error
+
+    def save(self, folder: Path | str) -> Path:
+        """Writes ``index.json`` into ``folder``, whole or not at all, and returns its path."""
+        path = Path(folder) / INDEX_NAME
+        content = {"format": FORMAT, "version": VERSION, "samples": self.samples, **asdict(self)}
+        write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        return path
+
+
+def is_unfinished(folder: Path) -> bool:
+    """Whether ``datasets.prepare`` has yet to write a folder's index."""
+    at_work = any((place / PREPARE_FOLDER).is_dir() for place in (folder, folder.parent))
+    return at_work and not (folder / INDEX_NAME).is_file()
+
+
+def missing_index(folder: Path) -> str:
+    """Why a folder has no index, for people, and what to do."""
+    if not folder.exists():
+        return f"the folder of shards {folder} does not exist"
+    if not folder.is_dir():
+        return f"{folder} is no folder; give the folder that holds the shards and their {INDEX_NAME}"
+    if is_unfinished(folder):
+        return (
+            f"{folder} is not finished: datasets.prepare is at work on it or was interrupted. Wait, or give the "
+            "same command again to go on"
+        )
+    splits = sorted(path.parent.name for path in folder.glob(f"*/{INDEX_NAME}"))
+    if splits:
+        return f"{folder} has no {INDEX_NAME}, but its folders have ({', '.join(splits)}); give one of those"
+    tars = sorted(folder.glob("*.tar"))
+    if tars:
+        command = f"python -m datasets.index {folder}"
+        return f"{folder} has {len(tars)} shards but no {INDEX_NAME}; make it with: {command}"
+    return f"{folder} has no {INDEX_NAME} and no shards (*.tar); make some with: python -m datasets.prepare"
+
+
+def label_ids(labels: Sequence[Label]) -> dict[int | str, int]:
+    """Class id of everything that a sample may call a label by: its number, its name, its MID."""
+    ids: dict[int | str, int] = {i: i for i in range(len(labels))}
+    ids.update({label.mid: i for i, label in enumerate(labels) if label.mid})
+    ids.update({label.name: i for i, label in enumerate(labels)})
+    return ids

@@ -1,0 +1,1 @@
+"""The generated world: ``python -m datasets.synthetic``."""

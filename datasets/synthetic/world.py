@@ -1,0 +1,155 @@
+"""A generated audio-visual world: short MP4s in which what an object looks like determines how it sounds.
+
+In every clip a few objects drift over a textured background and bounce off the walls. One of them sounds (in
+hard worlds sometimes a second, quieter one); the others, the distractors, are silent. For a sounding object
+
+=========  ====================================================================================
+shape      its timbre (the class: 8 of them; each has a surface pattern as well)
+size       its pitch: the larger the lower, 2.7 octaves
+hue        the place of a band of hiss in its spectrum, from 2 to 7 kHz round the colour circle
+an impact  an onset: the sound swells and decays again to a steady level
+=========  ====================================================================================
+
+Shapes have colours of their own, but four of the eight share any colour. Place, background and loudness say nothing.
+
+Which object sounds can be seen in **any single frame**, as it can be for a singing mouth or a spinning fan: a sounding
+object glows. Its halo follows the loudness and never quite goes out. Distractors have the same shapes, patterns and
+sizes, so a model must connect the glow with what is inside it. The pattern lets a single patch tell what an object is,
+so that most of a picture can be removed and the object still known.
+
+One setting, ``difficulty``, goes from 0 (one grey distractor, hardly any noise) to 1 (five distractors as colourful as
+the sounding object, noise nearly as loud as it, a busy background, often a second sound).
+
+Each clip is a pure function of the world's settings, its split and its index. Beside the clips lie
+``labels.csv`` (path, label, split) and ``truth-SPLIT.jsonl``: per clip all objects, the sounding one first,
+with shape, radius, hue, pitch, onset times and a box for each frame.
+
+    python -m datasets.synthetic OUT --train 1500 --val 250 --test 250
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from fractions import Fraction
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from datasets.synthetic.picture import render_frames
+from datasets.synthetic.scene import SHAPES, SPLITS, SyntheticConfig, clip_path, describe
+from datasets.synthetic.sound import SAMPLE_RATE, render_sound
+
+
+def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> None:
+    """Writes an MP4 of H.264 and AAC; under a temporary name first.
+
+    Args:
+        path: The file.
+        frames: (T, H, W, 3) uint8.
+        fps: Frames per second.
+        sound: (S,) float32 at SAMPLE_RATE.
+    """
+    temporary = path.with_suffix(f".{os.getpid()}.part")
+    with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+        x264 = {"preset": "ultrafast", "crf": "20", "threads": "1"}
+        video = container.add_stream("libx264", rate=fps, options=x264)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        aac = {"aac_coder": "fast"}
+        audio = container.add_stream("aac", rate=SAMPLE_RATE, layout="mono", bit_rate=64000, options=aac)
+        block = av.AudioFrame.from_ndarray(sound[None], format="fltp", layout="mono")
+        block.sample_rate, block.pts, block.time_base = SAMPLE_RATE, 0, Fraction(1, SAMPLE_RATE)
+        container.mux([*audio.encode(block), *audio.encode(None)])
+        for t, picture in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts, frame.time_base = t, Fraction(1, fps)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    os.replace(temporary, path)
+
+
+def _make_clip(out: Path, config: SyntheticConfig, clip: tuple[str, int]) -> None:
+    path = out / clip_path(*clip)
+    if not path.exists():
+        write_clip(path, render_frames(config, *clip), config.fps, render_sound(config, *clip))
+
+
+def generate(out: Path, config: SyntheticConfig, num_workers: int = 1) -> None:
+    """Writes a world into a folder; clips that are there already are kept, so that it can be interrupted.
+
+    Args:
+        out: The folder; made if need be. One process at a time may write to it.
+        config: What to generate.
+        num_workers: Processes.
+
+    Raises:
+        ValueError: The folder holds a world of other settings.
+    """
+    clips = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    out.mkdir(parents=True, exist_ok=True)
+    _claim(out, config)
+    for folder in {(out / clip_path(*clip)).parent for clip in clips}:
+        folder.mkdir(parents=True, exist_ok=True)
+    for leftover in out.rglob("*.part"):
+        leftover.unlink()
+    with tqdm(total=len(clips), desc="generating", unit="clip", disable=None) as progress:
+        for _ in _each(partial(_make_clip, out, config), clips, num_workers):
+            progress.update()
+    for split in SPLITS:
+        truth = (json.dumps(describe(config, *clip)) + "\n" for clip in clips if clip[0] == split)
+        _write_text(out / f"truth-{split}.jsonl", "".join(truth))
+    rows = [(clip_path(*clip), SHAPES[clip[1] % len(SHAPES)], clip[0]) for clip in clips]
+    _write_text(
+        out / "labels.csv", "".join(f"{','.join(row)}\n" for row in [("path", "label", "split"), *rows])
+    )
+
+
+def _claim(out: Path, config: SyntheticConfig) -> None:
+    """Leaves the settings in the folder, or finds the same ones there."""
+    note = out / "world.json"
+    settings = asdict(config)
+    if note.exists() and (found := json.loads(note.read_text())) != settings:
+        other = ", ".join(k for k in settings if found.get(k) != settings[k])
+        raise ValueError(
+            f"{out} holds a world of other settings ({other}); choose another folder or delete it"
+        )
+    _write_text(note, json.dumps(settings, indent=2) + "\n")
+
+
+def _write_text(path: Path, text: str) -> None:
+    temporary = path.with_suffix(".part")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def _each(function: partial, items: Sequence[tuple[str, int]], num_workers: int) -> Iterator[None]:
+    if num_workers <= 1:
+        yield from map(function, items)
+        return
+    with get_context("spawn").Pool(num_workers) as pool:
+        yield from pool.imap_unordered(function, items, chunksize=8)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets.synthetic", description="Generates labelled clips."
+    )
+    parser.add_argument("out", type=Path, help="folder to write")
+    for name, default in asdict(SyntheticConfig()).items():
+        parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
+    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    options = vars(parser.parse_args(arguments))
+    out, num_workers = options.pop("out"), options.pop("workers")
+    try:
+        generate(out, SyntheticConfig(**options), num_workers)
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,1 @@
+"""Vectors of every clip: ``python -m engine.embed``."""

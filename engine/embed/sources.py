@@ -1,0 +1,167 @@
+"""What there is to embed: the clips of a set of shards, or the videos, sounds or pictures below a folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch.utils.data import Dataset
+
+from datasets.batch import Clip, ReadFailure, Ticket
+from datasets.decode import SAMPLE_RATE, DecodeError, decode_audio, decode_frame, resize_and_crop
+from datasets.loading.reader import VIDEO_FRAMES, ClipReader
+from datasets.media.container import MediaError, MediaSettings, read_media
+from datasets.shards.manifest import INDEX_NAME
+from engine.embed.embedder import Embedder, EvenFrames
+
+MediaKind = Literal["video", "sound", "picture"]
+
+SUFFIXES: dict[MediaKind, frozenset[str]] = {
+    "video": frozenset(
+        (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".mpeg", ".3gp")
+    ),
+    "sound": frozenset((".flac", ".wav", ".mp3", ".ogg")),
+    "picture": frozenset((".jpg", ".jpeg", ".png")),
+}
+
+
+@dataclass(frozen=True)
+class EmbedSource:
+    """Clips to embed, in a fixed order.
+
+    Attributes:
+        clips: A map-style dataset of `Ticket`, giving a `Clip` or a `ReadFailure`.
+        count: Number of clips.
+        classes: Names of their classes; empty where they have no labels.
+        identity: What makes it the same source again: changes where clips come, go or are replaced.
+    """
+
+    clips: Dataset[Clip | ReadFailure]
+    count: int
+    classes: tuple[str, ...]
+    identity: dict[str, object]
+
+
+def open_source(location: str, embedder: Embedder, only: MediaKind | None = None) -> EmbedSource:
+    """Opens shards, or the media files below a folder.
+
+    Args:
+        location: The folder.
+        embedder: What will take the clips; only what it needs is read.
+        only: Which kind of file, where there are several.
+
+    Raises:
+        ValueError: There is nothing in it that the embedder can take, or several kinds of files.
+    """
+    folder = Path(location)
+    if (folder / INDEX_NAME).is_file():
+        return _open_shards(folder, embedder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: there is no such folder")
+    files = MediaFiles(folder, embedder, only)
+    stats = [(folder / name).stat() for name in files.names]
+    changes = max(stat.st_mtime_ns for stat in stats), sum(stat.st_size for stat in stats)
+    identity = {"folder": str(folder.resolve()), "kind": files.kind, "files": len(stats), "changes": changes}
+    return EmbedSource(files, len(files), (), identity)
+
+
+def _open_shards(folder: Path, embedder: Embedder) -> EmbedSource:
+    reader = ClipReader(
+        folder,
+        audio=embedder.audio,
+        choose_frames=embedder.choose_frames,
+        image_size=embedder.image_size,
+        substitutes=False,
+    )
+    classes = tuple(label.name for label in reader.index.labels)
+    return EmbedSource(reader, len(reader), classes, {"shards": reader.index.fingerprint})
+
+
+class MediaFiles(Dataset[Clip | ReadFailure]):
+    """Files as clips, named by their paths within the folder.
+
+    Args:
+        folder: Where they lie, at any depth.
+        embedder: What they are read for.
+        only: Which kind, where there are several.
+
+    Raises:
+        ValueError: There are none, several kinds, or none that the embedder can take.
+    """
+
+    def __init__(self, folder: Path, embedder: Embedder, only: MediaKind | None = None) -> None:
+        self.folder = folder
+        found = {kind: list_files(folder, SUFFIXES[kind]) for kind in SUFFIXES if only in (None, kind)}
+        kinds = [kind for kind, names in found.items() if names]
+        if not kinds:
+            kind = only or "video, sound or picture"
+            raise ValueError(f"{folder} holds no {kind} files, and no {INDEX_NAME} of shards")
+        if len(kinds) > 1:
+            counts = ", ".join(f"{len(found[kind])} {kind}" for kind in kinds)
+            raise ValueError(f"{folder} holds several kinds of files ({counts}); name one with --only")
+        self.kind = kinds[0]
+        self.names = found[self.kind]
+        self.audio = embedder.audio and self.kind != "picture"
+        self.choose_frames = None if self.kind == "sound" else embedder.choose_frames
+        if not self.audio and self.choose_frames is None:
+            raise ValueError(f"{folder} holds {self.kind} files, which this model can't take")
+        self.image_size, self.num_samples = embedder.image_size, embedder.num_samples
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, ticket: Ticket) -> Clip | ReadFailure:
+        name = self.names[ticket.row]
+        try:
+            return self._read(name, ticket)
+        except (DecodeError, MediaError, OSError) as error:
+            return ReadFailure(name, str(self.folder), str(error))
+
+    def _read(self, name: str, ticket: Ticket) -> Clip:
+        path = self.folder / name
+        if self.kind == "sound":
+            return Clip(name, ticket.row, ticket.seed, decode_audio(path.read_bytes()), None)
+        if self.kind == "video":
+            return self._read_video(path, name, ticket)
+        assert self.choose_frames is not None
+        picture = decode_frame(bytearray(path.read_bytes()), self.image_size)
+        frames = torch.stack([picture for _ in self.choose_frames(1, ticket.seed)])
+        return Clip(name, ticket.row, ticket.seed, None, frames)
+
+    def _read_video(self, path: Path, name: str, ticket: Ticket) -> Clip:
+        """The beginning of a video, as long as the model hears."""
+        wanted: Sequence[int] = ()
+        stored = VIDEO_FRAMES
+        if self.choose_frames is not None:
+            if isinstance(self.choose_frames, EvenFrames):
+                stored = max(stored, self.choose_frames.count)
+            wanted = self.choose_frames(stored, ticket.seed)
+        settings = MediaSettings(SAMPLE_RATE, stored, max(256, self.image_size))
+        places = sorted(set(wanted))
+        end = self.num_samples / SAMPLE_RATE
+        clip = read_media(path, end=end, settings=settings, frame_indices=places)
+        if not len(clip.waveform):
+            raise MediaError("no_audio", "the file has no sound")
+        pictures = {
+            place: resize_and_crop(torch.from_numpy(frame).permute(2, 0, 1), self.image_size)
+            for place, frame in zip(places, clip.frames, strict=True)
+        }
+        frames = torch.stack([pictures[place] for place in wanted]) if len(wanted) else None
+        waveform = torch.from_numpy(clip.waveform) if self.audio else None
+        return Clip(name, ticket.row, ticket.seed, waveform, frames)
+
+
+def list_files(folder: Path, suffixes: frozenset[str]) -> list[str]:
+    """Paths of the files below a folder with one of these endings, relative to it, sorted; hidden ones not."""
+    found = []
+    for parent, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        relative = Path(parent).relative_to(folder)
+        for name in files:
+            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
+                found.append(str(relative / name))
+    return sorted(found)

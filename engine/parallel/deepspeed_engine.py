@@ -1,0 +1,122 @@
+"""DeepSpeed as the data-parallel engine: its configuration, and the gradients it holds before a step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from engine.parallel.world import World, import_deepspeed
+
+#: Numbers that ZeRO reduces at a time, through a buffer of 0.2 GB. DeepSpeed's own choice takes 2 GB of every GPU, more
+#: than it saves for a ViT-B.
+BUCKET = 50_000_000
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How a step is computed.
+
+    Attributes:
+        global_batch_size: Clips in an optimizer step, over all ranks and accumulation steps.
+        accumulation_steps: Micro-batches, one after the other, that make up a step.
+        zero_stage: 0 keeps everything on every rank, 1 partitions the optimizer's state, 2 the gradients as well.
+        precision: ``bf16`` computes under autocast with float32 weights; ``auto`` is bf16 on a GPU that has it and
+            fp32 elsewhere.
+        compile: Whether the model goes through torch.compile.
+    """
+
+    global_batch_size: int = 256
+    accumulation_steps: int = 1
+    zero_stage: Literal[0, 1, 2] = 0
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"train.parallel.{name} is {getattr(self, name)}: it must be at least 1")
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Clips that one rank computes at a time.
+
+        Raises:
+            ValueError: If the global batch cannot be divided so.
+        """
+        parts = self.accumulation_steps * world_size
+        if self.global_batch_size % parts:
+            raise ValueError(
+                f"parallel.global_batch_size {self.global_batch_size} cannot be divided by "
+                f"parallel.accumulation_steps {self.accumulation_steps} × {world_size} processes"
+            )
+        return self.global_batch_size // parts
+
+    def uses_bf16(self, device: torch.device) -> bool:
+        """Whether the step computes in bfloat16 on ``device``."""
+        if self.precision == "auto":
+            return device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return self.precision == "bf16"
+
+
+def build_engine(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    config: ParallelConfig,
+    world: World,
+    load_universal: bool,
+) -> Any:
+    """A DeepSpeed engine around ``module``.
+
+    Gradient clipping is not DeepSpeed's here (`engine.training.optimizer.clip_gradients`): its own reads the norm
+    on the host in every step.
+
+    Args:
+        module: An `Objective`.
+        optimizer: Over the module's parameters.
+        config: Batch, ZeRO stage and precision.
+        world: The processes.
+        load_universal: Whether the next checkpoint to be loaded is a universal one.
+    """
+    deepspeed = import_deepspeed()
+    zero: dict[str, object] = {"stage": config.zero_stage}
+    if config.zero_stage:
+        zero |= {"compute_grad_norm": False, "reduce_bucket_size": BUCKET}
+    settings = {
+        "train_batch_size": config.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.micro_batch_size(world.size),
+        "gradient_accumulation_steps": config.accumulation_steps,
+        "gradient_clipping": 0.0,
+        "zero_optimization": zero,
+        # Gradients are summed over the ranks in float32: no module's may go in bfloat16.
+        "torch_autocast": {
+            "enabled": config.uses_bf16(world.device),
+            "dtype": "bfloat16",
+            "lower_precision_safe_modules": [],
+        },
+        "checkpoint": {"load_universal": load_universal},
+        "steps_per_print": None,
+        "timers": {"throughput": {"enabled": False, "synchronized": False}},
+    }
+    engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    return engine
+
+
+def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
+    """The averaged gradients that this rank's optimizer is about to use, to be changed in place.
+
+    With ZeRO 1 and 2 DeepSpeed keeps them in ``averaged_gradients``, as one flat tensor a group where it could.
+    """
+    if zero_stage == 0:
+        return [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    gradients: list[Tensor] = []
+    for group in engine.training.optimizer.averaged_gradients.values():
+        flat = getattr(group, "flat_partition", None)
+        gradients += [flat] if flat is not None else list(group)
+    return gradients
+
+
+def forget_universal(engine: Any) -> None:
+    """Makes the engine read its own checkpoints again after it was resumed from a universal one."""
+    engine._config.load_universal_checkpoint = False

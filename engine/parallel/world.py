@@ -1,0 +1,165 @@
+"""Processes: who this one is, what device it has, and what passes between them.
+
+Everything reads torch's own variables (RANK, LOCAL_RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT), which torchrun
+sets. A bare ``python main_pretrain.py`` is a world of one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+from engine.parallel.allocator import keep_freed_memory
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among all of them.
+
+    Attributes:
+        rank: 0-based number among all processes.
+        size: Number of processes.
+        device: What this process computes on.
+        control: A gloo group for words that must not wait for the device (stop requests, ids), or None alone.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+    def gather_objects(self, value: object) -> list:
+        """Every rank's ``value``, in rank order, on every rank (small host objects)."""
+        if self.size == 1:
+            return [value]
+        gathered: list = [None] * self.size
+        dist.all_gather_object(gathered, value, group=self.control)
+        return gathered
+
+    def gather_to_main(self, value: object) -> list | None:
+        """Every rank's ``value``, in rank order, on rank 0, and None on the others (host objects, large ones too)."""
+        if self.size == 1:
+            return [value]
+        gathered: list | None = [None] * self.size if self.is_main else None
+        dist.gather_object(value, gathered, dst=0, group=self.control)
+        return gathered
+
+    def broadcast_object(self, value: object) -> object:
+        """Rank 0's ``value`` on every rank."""
+        return self.gather_objects(value)[0] if self.size > 1 else value
+
+    def barrier(self) -> None:
+        """Waits for every rank."""
+        if self.size > 1:
+            dist.barrier(group=self.control)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """``tensor`` summed over the ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+@contextmanager
+def distributed(timeout_minutes: float = 30.0) -> Iterator[World]:
+    """Joins the process group for the time of the ``with`` block.
+
+    The block ends with a barrier before the group is destroyed: without it gloo aborts a worker now and then after it
+    has finished correctly. After an error there is no barrier, since the other ranks may never come to it.
+    """
+    world = _join(timedelta(minutes=timeout_minutes))
+    yield world
+    world.barrier()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def _join(timeout: timedelta) -> World:
+    for name, value in {
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+    }.items():
+        os.environ.setdefault(name, value)
+    if "MASTER_PORT" not in os.environ:
+        os.environ["MASTER_PORT"] = str(_free_port())
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    else:
+        keep_freed_memory()
+    deepspeed = import_deepspeed()
+    deepspeed.init_distributed(
+        "nccl" if cuda else "gloo",
+        auto_mpi_discovery=False,
+        verbose=False,
+        timeout=timeout,
+        init_method="env://",
+    )
+    size = dist.get_world_size()
+    control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
+    assert control is None or isinstance(control, dist.ProcessGroup)
+    return World(dist.get_rank(), size, device, control)
+
+
+def import_deepspeed() -> Any:
+    """DeepSpeed, set up to be quiet and, on a CPU, to need no compiler.
+
+    Its accelerator is chosen when it is first imported, so nothing else of Earsight imports it at the top of a module.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    import deepspeed
+    import deepspeed.ops
+
+    if not torch.cuda.is_available():
+        # Its shared-memory collectives are compiled for half a minute at the first use; gloo serves.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel(logging.WARNING)
+    return deepspeed
+
+
+def gather_rows(rows: Tensor) -> Tensor:
+    """Joins every rank's rows, keeping the gradient to each rank's own.
+
+    Args:
+        rows: (b, D) of this rank, the same b on every rank.
+
+    Returns:
+        (b · world size, D) in rank order. Under data parallelism that averages gradients over the ranks, a loss on
+        local rows against these columns has exactly the gradient of one process with the joint batch.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return rows
+    return torch.cat(all_gather_with_gradient(rows.contiguous()))
+
+
+def rank() -> int:
+    """This process's rank, 0 where there is no process group."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

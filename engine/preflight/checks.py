@@ -1,0 +1,263 @@
+"""Checks a run before it waits in a queue: config, data, disk, batch, and what it will need.
+
+``python -m launch.preflight --nodes 4 --processes 8 -- main_pretrain.py --config …`` runs it, on any
+machine: nothing is computed on a GPU and the model is never allocated. Exit status 0: may be submitted; 1:
+something is wrong, and the report says what; 2: it is the config itself.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from datasets.loading.loader import DataConfig, open_store
+from datasets.shards.tar import ShardError
+from engine.config import PretrainConfig, parse_config
+from engine.preflight.estimates import activation_bytes, state_bytes
+from engine.tasks.finetune_config import FinetuneConfig
+from engine.training.trainer import TrainConfig
+from models import AudioVisualClassifier, build_model, parameter_count, training_flops
+
+_GB = 1e9
+
+#: Of AudioSet.
+_CLASSES = 527
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the run is to be given.
+
+    Attributes:
+        nodes: Number of nodes.
+        processes: Processes, and GPUs, on each.
+        memory_gb: Memory of a GPU in 10⁹ bytes; 0 where there is none, to be left unjudged.
+        tflops: Peak of a GPU in 10¹² FLOP/s, at the run's precision; 0 where there is none.
+        mfu: Share of that peak that the training reaches.
+    """
+
+    nodes: int = 1
+    processes: int = 1
+    memory_gb: float = 80.0
+    tflops: float = 312.0
+    mfu: float = 0.3
+
+    @property
+    def world_size(self) -> int:
+        """Processes of all nodes."""
+        return self.nodes * self.processes
+
+
+@dataclass
+class Report:
+    """Lines for people, and what is wrong."""
+
+    lines: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+    def say(self, topic: str, text: str) -> None:
+        """Adds a line about ``topic``."""
+        self.lines.append(f"  {topic:<12}{text}")
+
+    def object(self, topic: str, problem: str) -> None:
+        """Adds a line that makes the run unfit to be submitted."""
+        self.lines.append(f"! {topic:<12}{problem}")
+        self.problems.append(problem)
+
+    def __str__(self) -> str:
+        end = (
+            f"{len(self.problems)} problem" + "s" * (len(self.problems) > 1)
+            if self.problems
+            else "nothing stands against submitting this run"
+        )
+        return "\n".join([*self.lines, end])
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What the checks must know of a run, whatever it trains.
+
+    Attributes:
+        data: Its sets.
+        train: Its steps, batch and parallelism.
+        output_dir: Its folder.
+        parameters: Of the model.
+        trainable: Those of them that are trained.
+        flops: Of one clip in a training step.
+        activations: Bytes that one clip keeps for the backward pass; an estimate.
+    """
+
+    data: DataConfig
+    train: TrainConfig
+    output_dir: Path
+    parameters: int
+    trainable: int
+    flops: float
+    activations: int
+
+
+def pretraining_workload(config: PretrainConfig) -> Workload:
+    """What a pretraining run will need."""
+    objective, model = config.objective, config.model
+    with torch.device("meta"):
+        parameters = parameter_count(build_model(model), trainable_only=False)
+    reconstruct, contrast = objective.reconstruction_weight > 0, objective.contrast_weight > 0
+    flops = training_flops(model, reconstruct=reconstruct, contrast=contrast)
+    kept = model.num_kept_audio + model.num_kept_visual
+    activations = activation_bytes(
+        model, kept, reconstruct + contrast, _uses_bf16(config.train), decode=reconstruct
+    )
+    output_dir = Path(config.output_dir)
+    return Workload(config.data, config.train, output_dir, parameters, parameters, flops, activations)
+
+
+def finetuning_workload(config: FinetuneConfig) -> Workload:
+    """What a fine-tuning run will need; the head, a thousandth of the model, is counted for AudioSet's classes."""
+    objective, model = config.objective, config.model
+    with torch.device("meta"):
+        classifier = AudioVisualClassifier(model, _CLASSES, pool_separate=objective.pool_separate)
+    parameters = parameter_count(classifier, trainable_only=False)
+    trainable = parameters
+    if objective.freeze_encoder:
+        trainable -= parameter_count(classifier.encoder, trainable_only=False)
+    tokens = model.num_audio_tokens * objective.audio + model.num_visual_tokens * objective.visual
+    passes = 2 if objective.pool_separate else 1
+    activations = activation_bytes(model, tokens, passes, _uses_bf16(config.train), decode=False)
+    if objective.freeze_encoder:
+        activations = 0
+    arch = model.architecture
+    block = arch.embed_dim * (4 * arch.embed_dim + 2 * int(arch.embed_dim * model.mlp_ratio))
+    forward = 2.0 * tokens * (arch.modality_depth + arch.joint_depth * passes) * block
+    flops = forward if objective.freeze_encoder else 3 * forward
+    output_dir = Path(config.output_dir)
+    return Workload(config.data, config.train, output_dir, parameters, trainable, flops, activations)
+
+
+def check(run: Workload, cluster: Cluster) -> Report:
+    """All checks and estimates."""
+    report = Report()
+    clips = _check_data(run.data, run.train, report)
+    micro_batch = _check_batch(run.train, cluster, report)
+    report.say("model", f"{run.parameters / 1e6:.1f} million parameters")
+    _check_disk(run, report)
+    if micro_batch:
+        _check_memory(run, micro_batch, cluster, report)
+    if clips:
+        _estimate_cost(run, clips, cluster, report)
+    return report
+
+
+def _uses_bf16(train: TrainConfig) -> bool:
+    """On the GPUs that the run is meant for, not on this machine."""
+    return train.parallel.precision != "fp32"
+
+
+def _check_data(data: DataConfig, train: TrainConfig, report: Report) -> int:
+    """Opens the sets and looks at every shard; returns the clips to train on, 0 if that is not known."""
+    clips = 0
+    for name, location in (("train", data.train), ("val", data.val)):
+        if location is None:
+            continue
+        try:
+            store = open_store(data, location)
+            index, table = store.open_index()
+            store.check(index.shards)
+        except (ShardError, OSError) as error:
+            report.object(f"data.{name}", str(error))
+            continue
+        hours, shards = index.duration_seconds / 3600, len(index.shards)
+        size = f"{index.bytes / _GB:.1f} GB"
+        report.say(
+            f"data.{name}", f"{len(table)} clips, {hours:.1f} h, in {shards} shards of {size}; all there"
+        )
+        clips = len(table) if name == "train" else clips
+    if clips and clips < train.parallel.global_batch_size:
+        report.object("data.train", f"{clips} clips are fewer than one global batch; lower global_batch_size")
+    return clips
+
+
+def _check_batch(train: TrainConfig, cluster: Cluster, report: Report) -> int:
+    """The clips that a GPU computes at a time, or 0 where the global batch cannot be divided."""
+    parallel = train.parallel
+    try:
+        micro_batch = parallel.micro_batch_size(cluster.world_size)
+    except ValueError as error:
+        report.object("batch", str(error))
+        return 0
+    nodes = f"{cluster.nodes} nodes × {cluster.processes} processes"
+    parts = f"{micro_batch} clips × {parallel.accumulation_steps} micro-batches × {nodes}"
+    report.say("batch", f"{parallel.global_batch_size} = {parts}")
+    return micro_batch
+
+
+def _check_disk(run: Workload, report: Report) -> None:
+    """Each checkpoint: float32 weights (DeepSpeed's and safetensors), Adam's moments, with ZeRO its own weights."""
+    of_trained = 12 if run.train.parallel.zero_stage else 8
+    one, folder = 8 * run.parameters + of_trained * run.trainable, run.output_dir.absolute()
+    needed = one * (run.train.keep_checkpoints + 1)
+    folder = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    text = f"{run.train.keep_checkpoints} + 1 checkpoints of {one / _GB:.2f} GB = {needed / _GB:.1f} GB"
+    if needed > free:
+        report.object("disk", f"{text}, but only {free / _GB:.1f} GB are free in {folder}")
+    else:
+        report.say("disk", f"{text}; {free / _GB:.0f} GB free in {folder}")
+
+
+def _check_memory(run: Workload, micro_batch: int, cluster: Cluster, report: Report) -> None:
+    activations, chosen = micro_batch * run.activations, run.train.parallel.zero_stage
+    for stage in (0, 1, 2):
+        bf16 = _uses_bf16(run.train)
+        state = state_bytes(run.parameters, run.trainable, cluster.world_size, stage, bf16)
+        total = (state + activations) / _GB
+        parts = f"{state / _GB:.1f} weights, gradients, Adam + {activations / _GB:.1f} activations"
+        text = f"{total:.1f} GB for each process: {parts}"
+        if stage == chosen and cluster.memory_gb and total > cluster.memory_gb:
+            advice = "use more accumulation_steps, more GPUs, a higher zero_stage or activation_checkpointing"
+            report.object(f"ZeRO {stage}", f"{text}; more than a GPU's {cluster.memory_gb:.0f} GB: {advice}")
+        else:
+            report.say(f"ZeRO {stage}", text + (" (this run)" if stage == chosen else ""))
+
+
+def _estimate_cost(run: Workload, clips: int, cluster: Cluster, report: Report) -> None:
+    steps = run.train.total_steps(clips)
+    samples = steps * run.train.parallel.global_batch_size
+    report.say("steps", f"{steps} steps, {samples / clips:.1f} epochs, {samples} clips")
+    report.say("FLOPs", f"{run.flops / 1e9:.1f} GFLOP a clip, {run.flops * samples:.3g} in all")
+    if not cluster.tflops:
+        return
+    gpu_hours = run.flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
+    hours, basis = gpu_hours / cluster.world_size, f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
+    report.say("time", f"{hours:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Checks what the command line says; see ``python -m launch.preflight``."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    cut = given.index("--") if "--" in given else len(given)
+    parser = argparse.ArgumentParser(prog="python -m launch.preflight")
+    parser.add_argument("--nodes", type=int, default=1, help="number of nodes")
+    parser.add_argument("--processes", type=int, default=1, help="processes, or GPUs, on each node")
+    parser.add_argument("--gpu_memory_gb", type=float, default=80.0, help="memory of a GPU; 0 for CPUs")
+    parser.add_argument(
+        "--gpu_tflops", type=float, default=312.0, help="peak of a GPU (312: A100 in bf16); 0 for CPUs"
+    )
+    parser.add_argument("--mfu", type=float, default=0.3, help="share of the peak that is reached")
+    own = parser.parse_args(given[:cut])
+    script, *rest = given[cut + 1 :] or [""]
+    if script == "main_pretrain.py":
+        run = pretraining_workload(parse_config(PretrainConfig, script, rest)[0])
+    elif script == "main_finetune.py":
+        run = finetuning_workload(parse_config(FinetuneConfig, script, rest)[0])
+    else:
+        parser.error("after '--' comes main_pretrain.py or main_finetune.py with its arguments")
+    cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)
+    report = check(run, cluster)
+    print(report)
+    return 1 if report.problems else 0

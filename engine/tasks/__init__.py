@@ -1,0 +1,1 @@
+"""What the two programs run: pretraining and fine-tuning."""

@@ -1,0 +1,240 @@
+"""A fine-tuning run from its config: encoders, head, trainer, and the evaluation at its end."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from datasets.atomic import write_atomically
+from datasets.loading.sampling import epoch_order
+from engine.config import save_config
+from engine.evaluation.final import FinalEvaluation
+from engine.evaluation.predictions import predict
+from engine.evaluation.scores import summary_scores
+from engine.objectives.base import Objective
+from engine.objectives.classification import Classification
+from engine.parallel.world import World
+from engine.tasks.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
+from engine.tasks.finetune_config import FinetuneConfig
+from engine.tasks.labelled_sets import (
+    LabelledSet,
+    check_held_out,
+    check_training_labels,
+    held_out_loader,
+    open_labelled,
+    training_loader,
+)
+from engine.tasks.probe_head import fit_head
+from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
+from engine.training.peak_flops import measured_peak_flops
+from engine.training.runlog import RunLog, logger
+from engine.training.trainer import Trainer, TrainingData
+from engine.training.weight_average import WeightAverage
+from models import AudioVisualClassifier, parameter_count
+
+
+def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
+    """Runs fine-tuning, or the rest of it, and evaluates; with ``eval_only`` only the latter.
+
+    Args:
+        config: The run.
+        config_yaml: The same as YAML, kept beside what is written.
+        world: The processes; every rank calls this.
+
+    Returns:
+        True when finished, False when stopped on request.
+
+    Raises:
+        ValueError: Labels, classes or weights do not fit.
+    """
+    run = Path(config.output_dir)
+    train = open_labelled(config, config.data.train)
+    check_held_out(config, train)
+    if config.eval_only:
+        evaluate_only(config, world, train, run)
+        if world.is_main:
+            save_config(run / "evaluation", config_yaml)
+        return True
+    check_training_labels(config, train)
+    check_classes(run, train)
+    objective = build_classification(config, train)
+    if config.fit_head and not find_checkpoints(run):
+        fit_head(config, objective.to(world.device), train, world)
+    trainer = build_trainer(config, config_yaml, world, train, objective)
+    # Not before the run is known to be this one's: another's files stay as they are.
+    if world.is_main:
+        keep_classes(run, train)
+        save_config(run, config_yaml)
+        _say(config, world, objective, trainer, run)
+    world.barrier()
+    if not trainer.fit():
+        return False
+    if config.evaluation_shards is not None:
+        final = FinalEvaluation(config, train, world, run, trainer.total_steps)
+        final(objective, "last")
+        mean = trainer.average.newest() if trainer.average is not None else None
+        mean = world.broadcast_object(mean)
+        if mean is not None:
+            objective.model.load_state_dict(load_weights(Path(str(mean))))
+            final(objective, "averaged")
+    return True
+
+
+def build_trainer(
+    config: FinetuneConfig, config_yaml: str, world: World, train: LabelledSet, objective: Classification
+) -> Trainer:
+    """The trainer, at the newest checkpoint of the run.
+
+    Raises:
+        ValueError: ``config.averaging`` asks for what this run can't give.
+    """
+    run, parallel = Path(config.output_dir), config.train.parallel
+    places = len(epoch_order(train.table, config.sampling, config.seed, config.data.shuffle_window))
+    average = None
+    if config.averaging.first_epoch is not None:
+        average = WeightAverage(config.averaging, run, places / parallel.global_batch_size)
+    trainer = Trainer(
+        objective,
+        config.train,
+        config.optimizer,
+        config.schedule,
+        TrainingData(places, partial(training_loader, config, world), config.data.max_bad_fraction),
+        world,
+        run,
+        config_yaml,
+        evaluate=HeldOut(config, train, world) if config.data.val and config.train.eval_interval else None,
+        peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
+        average=average,
+    )
+    if average is not None:
+        average.check(trainer.step, trainer.total_steps)
+    return trainer
+
+
+def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
+    """The objective with its initial weights: encoders (and head) of ``config.init``, the rest from the seed.
+
+    A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
+
+    Raises:
+        WeightsError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
+    """
+    torch.manual_seed(config.seed)
+    model = AudioVisualClassifier(
+        config.model, len(train.classes), pool_separate=config.objective.pool_separate
+    )
+    if not find_checkpoints(Path(config.output_dir)):
+        if config.init is None:
+            logger.info("no init: the encoders are drawn from the seed")
+        elif config.init_head:
+            load_classifier_weights(config.init, model, config.fbank, train.classes, config.init_allow)
+        else:
+            load_encoder_weights(config.init, model.encoder, config.fbank, config.init_allow)
+    return Classification(model, config.fbank, config.objective)
+
+
+def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run: Path) -> None:
+    """Evaluates the run's own newest and averaged weights, or ``config.init`` where the run has none.
+
+    Raises:
+        CheckpointError: There are no weights.
+        WeightsError: They do not fit.
+    """
+    checkpoints = find_checkpoints(run)
+    step = checkpoints[-1].state.step if checkpoints else 0
+    sources = _weights_of(run, checkpoints)
+    if sources:
+        check_classes(run, train)
+    elif config.init is not None:
+        sources = {"init": config.init}
+    else:
+        raise CheckpointError(f"{run} has no checkpoint to evaluate; give one with init")
+    for name, source in sources.items():
+        model = AudioVisualClassifier(
+            config.model, len(train.classes), pool_separate=config.objective.pool_separate
+        )
+        classify, allow = has_head(source), config.init_allow if name == "init" else ()
+        if classify:
+            load_classifier_weights(source, model, config.fbank, train.classes, allow)
+        else:
+            logger.info("%s has no head: only its frozen features are measured", source)
+            load_encoder_weights(source, model.encoder, config.fbank, allow)
+        objective = Classification(model, config.fbank, config.objective).to(world.device)
+        FinalEvaluation(config, train, world, run, step)(objective, name, classify=classify)
+
+
+def _weights_of(run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
+    found = {"last": str(checkpoints[-1].path)} if checkpoints else {}
+    means = sorted((run / "average").glob("epoch_*.safetensors"))
+    return found | ({"averaged": str(means[-1])} if means else {})
+
+
+def keep_classes(run: Path, train: LabelledSet) -> None:
+    """Writes the vocabulary beside the run."""
+    run.mkdir(parents=True, exist_ok=True)
+    write_atomically(run / "classes.txt", "".join(f"{name}\n" for name in train.classes))
+
+
+def check_classes(run: Path, train: LabelledSet) -> None:
+    """Raises ``ValueError`` where the run was trained on another vocabulary."""
+    path = run / "classes.txt"
+    if path.is_file() and path.read_text().splitlines() != train.classes:
+        raise ValueError(
+            f"{run} was trained on other classes ({path}) than {train.location} has; use another output_dir"
+        )
+
+
+def _say(
+    config: FinetuneConfig, world: World, objective: Classification, trainer: Trainer, run: Path
+) -> None:
+    model = objective.model
+    everything, trained = parameter_count(model, trainable_only=False), parameter_count(model)
+    logger.info(
+        "%s on %s, %d classes; %s of %s weights are trained; frozen or not in use: %s",
+        config.model.name, config.objective.modalities, model.head.out_features,
+        f"{trained:,}", f"{everything:,}", ", ".join(frozen_parts(model)) or "none",
+    )  # fmt: skip
+    logger.info(
+        "%d clips an epoch, %d steps of %d; %d process(es) on %s; run %s",
+        trainer.data.num_clips, trainer.total_steps, config.train.parallel.global_batch_size,
+        world.size, world.device.type, run,
+    )  # fmt: skip
+
+
+def frozen_parts(model: nn.Module) -> list[str]:
+    """The parts of ``model`` that get no gradient, such as ``encoder.norm.audio``, each the largest that is whole."""
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        return [""]
+    found = [name for name, parameter in model.named_parameters(recurse=False) if not parameter.requires_grad]
+    for name, part in model.named_children():
+        if next(part.parameters(), None) is not None:
+            found += [f"{name}.{inner}".rstrip(".") for inner in frozen_parts(part)]
+    return found
+
+
+class HeldOut:
+    """What is measured on ``data.val`` during training: with the middle frame and all modalities trained on.
+
+    Args:
+        config: The run; ``data.val`` is set.
+        train: The training set.
+        world: The processes.
+    """
+
+    def __init__(self, config: FinetuneConfig, train: LabelledSet, world: World) -> None:
+        assert config.data.val is not None
+        self._config, self._world = config, world
+        self._loader = held_out_loader(config, train, config.data.val, world, every_frame=False)
+
+    def __call__(self, objective: Objective, step: int, log: RunLog) -> dict[str, float]:
+        """mAP, mAUC, d′, top-1 and top-5."""
+        assert isinstance(objective, Classification)
+        bf16 = self._config.train.parallel.uses_bf16(self._world.device)
+        predictions = predict(
+            objective, self._loader, self._world, self._config.data, bf16=bf16, missing=False
+        )
+        (scores,) = predictions.scores.values()
+        return {f"val/{name}": value for name, value in summary_scores(scores, predictions.labels).items()}

@@ -1,0 +1,85 @@
+"""The config of a fine-tuning run, and of what is measured at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from datasets.loading.sampling import SamplingConfig
+from engine.config import RunConfig
+from engine.evaluation.probes import ProbeConfig
+from engine.objectives.classification import ClassificationConfig
+from engine.training.weight_average import AveragingConfig
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """What is measured on held-out clips at the end, or with ``eval_only``.
+
+    Attributes:
+        shards: The set; null is ``data.val``.
+        batch_size: Clips to a batch. Results are the same for every number of ranks, if not for every size.
+        all_frames: Average the probabilities over all stored frames; the middle frame's stand beside them.
+        missing_modality: Give a model of both modalities also each alone.
+        bootstrap: Resamples of the clips for confidence intervals; 0 for none.
+        frozen_features: Retrieval, nearest neighbours and a linear probe on the encoder's features.
+        pictures: Whether to draw the worst errors and retrieval.
+        probe: Settings of the probes.
+    """
+
+    shards: str | None = None
+    batch_size: int = 32
+    all_frames: bool = True
+    missing_modality: bool = True
+    bootstrap: int = 1000
+    frozen_features: bool = False
+    pictures: bool = True
+    probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"evaluation.batch_size is {self.batch_size}: it must be at least 1")
+        if self.bootstrap < 0:
+            raise ValueError(f"evaluation.bootstrap is {self.bootstrap}: it must be 0 or more")
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(RunConfig):
+    """A fine-tuning run. Of ``init`` the encoders are kept; ``model`` and ``fbank`` are the pretraining run's.
+
+    Attributes:
+        init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
+        fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
+            with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
+            labels far better than a head drawn at random. Rank 0 holds the features of all clips, four times over while
+            it gathers and fits.
+        eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
+        sampling: Which clips are drawn how often, and mixed.
+        objective: Modalities, loss, head, augmentation.
+        averaging: Epochs whose weights are averaged.
+        evaluation: What is measured at the end.
+    """
+
+    output_dir: str = "runs/finetune"
+    init_head: bool = False
+    fit_head: bool = False
+    eval_only: bool = False
+    sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    objective: ClassificationConfig = field(default_factory=ClassificationConfig)
+    averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_head and self.init is None:
+            raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
+        if self.init_head and self.fit_head:
+            raise ValueError("init_head and fit_head are two beginnings of the head; give one")
+        if self.eval_only and self.evaluation_shards is None:
+            raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
+        if self.train.eval_interval and self.data.val is None:
+            raise ValueError("train.eval_interval needs data.val: a set to evaluate on")
+
+    @property
+    def evaluation_shards(self) -> str | None:
+        """The set that is evaluated at the end, if any."""
+        return self.evaluation.shards or self.data.val

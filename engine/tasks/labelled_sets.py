@@ -1,0 +1,213 @@
+"""Labelled sets of shards: their vocabularies, and what is wrong with them before anything is trained."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datasets.batch import AVBatch
+from datasets.loading.loader import (
+    all_frames,
+    evaluation_loader,
+    middle_frame,
+    open_store,
+    random_frame,
+    train_loader,
+)
+from datasets.loading.sampling import class_counts, subset_rows
+from datasets.shards.manifest import ShardIndex
+from datasets.shards.table import ClipTable
+from engine.objectives.classification import LossName
+from engine.parallel.world import World
+from engine.tasks.finetune_config import FinetuneConfig
+from engine.training.runlog import logger
+
+
+@dataclass(frozen=True)
+class LabelledSet:
+    """A set with labels.
+
+    Attributes:
+        location: Its folder or URL.
+        index: Its index.
+        table: Its table.
+    """
+
+    location: str
+    index: ShardIndex
+    table: ClipTable
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of the vocabulary, in order."""
+        return [label.name for label in self.index.labels]
+
+
+def open_labelled(config: FinetuneConfig, location: str) -> LabelledSet:
+    """Opens a set and makes sure that it has labels.
+
+    Raises:
+        ValueError: It has no vocabulary, or no clip of it has a label.
+        ShardError: The set is missing or damaged.
+    """
+    index, table = open_store(config.data, location).open_index()
+    if not index.labels or not len(table.label_ids):
+        raise ValueError(
+            f"{location} has no labels: prepare it with `python -m datasets.prepare VIDEOS OUT --labels FILE`"
+        )
+    return LabelledSet(location, index, table)
+
+
+def check_training_labels(config: FinetuneConfig, train: LabelledSet) -> None:
+    """Makes sure that the loss fits the labels; the log tells of classes without a clip and clips without a class.
+
+    Raises:
+        ValueError: Cross-entropy on clips with several labels or none.
+    """
+    rows = subset_rows(train.table, config.sampling.max_clips, config.seed)
+    counts = class_counts(train.table, rows)
+    empty = [name for name, count in zip(train.classes, counts.tolist(), strict=True) if not count]
+    if empty:
+        logger.warning("no training clip has %d of %d classes: %s", len(empty), len(counts), _some(empty))
+    per_clip = np.diff(train.table.label_offsets.astype(np.int64))
+    unlabelled = int((per_clip[rows] == 0).sum())
+    if config.sampling.balanced and unlabelled:
+        logger.warning(
+            "%d of %d training clips have no label: sampling.balanced never draws them", unlabelled, len(rows)
+        )
+    if config.objective.loss is LossName.cross_entropy:
+        wrong = rows[per_clip[rows] != 1]
+        if len(wrong):
+            row = int(wrong[0])
+            raise ValueError(
+                f"objective.loss cross_entropy needs one label a clip, but {len(wrong)} clips of "
+                f"{train.location} have several or none, such as {train.table.id(row)!r} with "
+                f"{per_clip[row]}; use objective.loss bce"
+            )
+
+
+def check_held_out(config: FinetuneConfig, train: LabelledSet) -> None:
+    """Makes sure, before anything is trained, that the sets to evaluate on can be.
+
+    Raises:
+        ValueError: A set has no labels or classes that ``train`` lacks; or features of sound and picture are
+            wanted of a set without one of them.
+        ShardError: A set is missing or damaged.
+    """
+    for location in dict.fromkeys(filter(None, (config.data.val, config.evaluation_shards))):
+        class_places(train, open_labelled(config, location))
+    if config.evaluation.frozen_features and config.evaluation_shards is not None:
+        for other in (train, open_labelled(config, config.evaluation_shards)):
+            if not (other.table.num_with_audio and other.table.num_with_frames):
+                raise ValueError(
+                    f"evaluation.frozen_features needs sound and frames, and {other.location} lacks one of them"
+                )
+
+
+def class_places(train: LabelledSet, other: LabelledSet) -> list[int]:
+    """For each class of ``other``, its place in the vocabulary of ``train``.
+
+    Raises:
+        ValueError: ``train`` does not know a class.
+    """
+    places = {name: place for place, name in enumerate(train.classes)}
+    unknown = [name for name in other.classes if name not in places]
+    if unknown:
+        raise ValueError(
+            f"{other.location} has classes that the vocabulary of {train.location} lacks: {_some(unknown)}"
+        )
+    return [places[name] for name in other.classes]
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(repr(name) for name in names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+class Relabelled:
+    """The batches of a loader with labels in another vocabulary; can be iterated again and again.
+
+    Args:
+        loader: What to read.
+        places: For each class of the loader's, its place in the other vocabulary.
+        num_classes: Size of the other vocabulary.
+    """
+
+    def __init__(self, loader: DataLoader[AVBatch], places: list[int], num_classes: int) -> None:
+        self.loader, self.num_classes = loader, num_classes
+        self.places = torch.tensor(places)
+
+    def __iter__(self) -> Iterator[AVBatch]:
+        for batch in self.loader:
+            yield replace(batch, labels=self._move(batch.labels))
+
+    def _move(self, labels: Tensor | None) -> Tensor | None:
+        if labels is None:
+            return None
+        return labels.new_zeros(len(labels), self.num_classes).index_copy_(1, self.places, labels)
+
+
+def held_out_loader(
+    config: FinetuneConfig,
+    train: LabelledSet,
+    location: str,
+    world: World,
+    *,
+    every_frame: bool,
+    probe: bool = False,
+    chosen: NDArray[np.int64] | None = None,
+) -> Relabelled:
+    """This rank's whole batches of a set, labels in the vocabulary of ``train``.
+
+    Args:
+        config: The run.
+        train: The training set.
+        location: The set to read.
+        world: The processes.
+        every_frame: All stored frames instead of the middle one.
+        probe: Read sound and frames, whatever the classifier uses.
+        chosen: The rows to read; None for all.
+    """
+    other = open_labelled(config, location)
+    audio, visual = (True, True) if probe else (config.objective.audio, config.objective.visual)
+    loader = evaluation_loader(
+        config.data,
+        location,
+        batch_size=config.evaluation.batch_size,
+        rank=world.rank,
+        world_size=world.size,
+        audio=audio,
+        choose_frames=(all_frames if every_frame else middle_frame) if visual else None,
+        image_size=config.model.image_size,
+        num_samples=config.fbank.num_samples,
+        whole_batches=True,
+        chosen=chosen,
+    )
+    return Relabelled(loader, class_places(train, other), len(train.classes))
+
+
+def training_loader(
+    config: FinetuneConfig, world: World, step: int, skipped: Collection[int]
+) -> DataLoader[AVBatch]:
+    """This rank's micro-batches from ``step`` on."""
+    parallel = config.train.parallel
+    return train_loader(
+        config.data,
+        seed=config.seed,
+        global_batch_size=parallel.global_batch_size,
+        num_micro_batches=parallel.accumulation_steps,
+        rank=world.rank,
+        world_size=world.size,
+        start_step=step,
+        skipped_steps=sorted(skipped),
+        audio=config.objective.audio,
+        choose_frames=random_frame if config.objective.visual else None,
+        image_size=config.model.image_size,
+        num_samples=config.fbank.num_samples,
+        sampling=config.sampling,
+    )

@@ -1,0 +1,272 @@
+"""Checkpoints: written by all ranks under a temporary name, renamed by rank 0, and only complete ones ever found.
+
+``RUN/checkpoints/step_00000120/`` holds
+
+- ``deepspeed/``: the optimizer's and model's state as DeepSpeed writes it, read only to resume this very run;
+- ``model.safetensors``: the model's plain float32 weights, readable without Earsight;
+- ``config.yaml``: the resolved config;
+- ``state.json``: step, world size and ZeRO stage, versions.
+
+Batches, masks, augmentation and learning rate are functions of the step, so the step is all there is to resume.
+A run resumed in a world of another size goes through DeepSpeed's universal checkpoint where ZeRO has partitioned
+the state.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+from torch import Tensor, nn
+
+from datasets.atomic import fsync
+from engine.parallel.world import World
+from models.weights.tensor_files import write_safetensors
+
+_NAME = re.compile(r"^step_(\d{8})$")
+_DEEPSPEED = "deepspeed"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used, with the reason and what to do."""
+
+
+@dataclass(frozen=True)
+class CheckpointState:
+    """What ``state.json`` says.
+
+    Attributes:
+        step: Steps taken.
+        world_size: Processes that wrote it.
+        zero_stage: DeepSpeed's ZeRO stage.
+        torch: Version of torch.
+        deepspeed: Version of DeepSpeed.
+    """
+
+    step: int
+    world_size: int
+    zero_stage: int
+    torch: str
+    deepspeed: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint on disk."""
+
+    path: Path
+    state: CheckpointState
+
+    @property
+    def weights(self) -> Path:
+        """The plain float32 weights."""
+        return self.path / "model.safetensors"
+
+    @property
+    def config_yaml(self) -> str:
+        """The resolved config of the run that wrote it."""
+        return (self.path / "config.yaml").read_text()
+
+
+def find_checkpoints(run: Path) -> list[Checkpoint]:
+    """The complete checkpoints of a run, oldest first."""
+    found = []
+    for path in sorted((run / "checkpoints").glob("step_*")):
+        if _NAME.match(path.name):
+            found.append(Checkpoint(path, CheckpointState(**json.loads((path / "state.json").read_text()))))
+    return found
+
+
+def save_checkpoint(
+    engine, model: nn.Module, run: Path, step: int, zero_stage: int, config_yaml: str, keep: int, world: World
+) -> Path:
+    """Writes a checkpoint; every rank calls it.
+
+    Args:
+        engine: The DeepSpeed engine.
+        model: The module whose weights go into ``model.safetensors``.
+        run: The run's folder.
+        step: Steps taken.
+        zero_stage: DeepSpeed's ZeRO stage.
+        config_yaml: The resolved config.
+        keep: How many of the newest checkpoints stay.
+        world: The processes.
+
+    Returns:
+        The finished checkpoint's folder.
+    """
+    import deepspeed
+
+    folder = run / "checkpoints"
+    final = folder / f"step_{step:08d}"
+    temporary = folder / f".writing_{final.name}"
+    if world.is_main:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    world.barrier()
+    engine.save_checkpoint(str(temporary), tag=_DEEPSPEED, save_latest=False)
+    if world.is_main:
+        save_weights(model, temporary / "model.safetensors")
+        (temporary / "config.yaml").write_text(config_yaml)
+        state = CheckpointState(step, world.size, zero_stage, torch.__version__, deepspeed.__version__)
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+    world.barrier()
+    # On every node: one that vanishes later must not take along what it had yet to write.
+    _sync_tree(temporary)
+    world.barrier()
+    if world.is_main:
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        fsync(folder)
+        for old in find_checkpoints(run)[:-keep]:
+            remove(old)
+    world.barrier()
+    return final
+
+
+def clear_leftovers(run: Path) -> None:
+    """Removes what a killed process left half-written or half-removed; before anything is written, on one rank."""
+    for pattern in (".writing_*", ".removing_*", "step_*/.writing_universal"):
+        for path in (run / "checkpoints").glob(pattern):
+            shutil.rmtree(path)
+
+
+def remove(checkpoint: Checkpoint) -> None:
+    """Takes a checkpoint away; it stops being found before its files go."""
+    doomed = checkpoint.path.with_name(f".removing_{checkpoint.path.name}")
+    checkpoint.path.rename(doomed)
+    shutil.rmtree(doomed)
+
+
+def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: bool) -> None:
+    """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
+
+    Args:
+        engine: The engine, made with ``load_universal`` where ``universal``.
+        checkpoint: What to load.
+        universal: Whether ``universal_folder`` made a copy for this world size, which is then read.
+    """
+    tag = "universal" if universal else _DEEPSPEED
+    loaded, _ = engine.load_checkpoint(str(checkpoint.path), tag=tag)
+    if loaded is None:
+        raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
+
+
+def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
+    """Whether the checkpoint has to be converted for this world size.
+
+    Raises:
+        CheckpointError: If it was written with another ZeRO stage.
+    """
+    if checkpoint.state.zero_stage != zero_stage:
+        raise CheckpointError(
+            f"{checkpoint.path} was written with train.parallel.zero_stage {checkpoint.state.zero_stage}, this "
+            f"run has {zero_stage}: set it back to resume, or start a new output_dir with init pointing at this "
+            "checkpoint"
+        )
+    return zero_stage > 0 and checkpoint.state.world_size != world_size
+
+
+def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:
+    """Raises `CheckpointError` unless the checkpoint is of this very model; names the first tensors that differ."""
+    with safetensors.safe_open(checkpoint.weights, "pt") as file:
+        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    different = sorted(
+        name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
+    )
+    if different:
+        examples = "; ".join(
+            f"{name}: {found.get(name, 'absent')} there, {expected.get(name, 'absent')} here"
+            for name in different[:3]
+        )
+        raise CheckpointError(
+            f"{checkpoint.path} is of another model: {len(different)} tensors differ ({examples}). "
+            "Restore the model's settings or choose another output_dir"
+        )
+
+
+def changed_settings(checkpoint: Checkpoint, config_yaml: str) -> list[str]:
+    """The settings in which a run differs from its checkpoint, as ``key: before → now``."""
+    before, now = (_flatten(yaml.safe_load(text)) for text in (checkpoint.config_yaml, config_yaml))
+    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    return [f"{key}: {before.get(key)} → {now.get(key)}" for key in keys]
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
+    for key, value in tree.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def make_universal(checkpoint: Checkpoint) -> None:
+    """Converts DeepSpeed's partitioned state to its universal form, beside it; one rank calls it."""
+    target = checkpoint.path / "universal"
+    if target.exists():
+        return
+    temporary = checkpoint.path / ".writing_universal"
+    shutil.rmtree(temporary, ignore_errors=True)
+    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
+    command += ["--input_folder", str(checkpoint.path / _DEEPSPEED), "--output_folder", str(temporary)]
+    hidden = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if result.returncode:
+        raise CheckpointError(f"{checkpoint.path}: DeepSpeed's conversion failed:\n{result.stderr[-2000:]}")
+    temporary.rename(target)
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Writes the float32 weights of ``model``; parameters and persistent buffers, under their own names."""
+    weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
+    write_safetensors(path, weights)
+
+
+def load_weights(path: Path) -> dict[str, Tensor]:
+    """The weights of a checkpoint's ``model.safetensors``.
+
+    Args:
+        path: The file, a checkpoint's folder, or a run's folder (its newest checkpoint is taken).
+
+    Raises:
+        CheckpointError: If there is no such thing.
+    """
+    if path.is_dir() and (path / "checkpoints").is_dir():
+        checkpoints = find_checkpoints(path)
+        if not checkpoints:
+            raise CheckpointError(f"{path}: the run has no complete checkpoint yet")
+        path = checkpoints[-1].path
+    if path.is_dir():
+        path = path / "model.safetensors"
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights")
+    try:
+        return safetensors.torch.load_file(path)
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path}: not a safetensors file ({error})") from error
+
+
+@torch.no_grad()
+def weights_are_finite(module: nn.Module) -> bool:
+    """Whether no parameter of this rank holds NaN or infinity."""
+    sums = torch.stack([parameter.float().sum() for parameter in module.parameters()])
+    return bool(torch.isfinite(sums).all().item())
+
+
+def _sync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        fsync(path)
+    fsync(folder)

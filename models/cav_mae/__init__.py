@@ -1,0 +1,1 @@
+"""CAV-MAE: encoder, decoder, masked autoencoder."""

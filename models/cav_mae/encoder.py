@@ -1,0 +1,174 @@
+"""The audio-visual encoder: blocks of each modality, then joint blocks over whichever are present."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.cav_mae.config import ModelConfig
+from models.layers.blocks import Block, JointBlock, StreamNorm, Streams
+from models.layers.patches import patchify_audio, patchify_visual
+from models.layers.position import sincos_2d
+
+T = TypeVar("T")
+
+
+def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """Rows of each sample: (B, L, D) and ids (B, K) -> (B, K, D)."""
+    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def run_block(block: Callable[[T], T], x: T, recompute: bool) -> T:
+    """One block, its activations recomputed in the backward pass if asked for."""
+    if recompute and torch.is_grad_enabled():
+        return cast(T, checkpoint(block, x, use_reentrant=False))
+    return block(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """The published initialisation: Xavier-uniform linear layers, norms of 1 and 0. For ``Module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
+
+
+class ModalityEncoder(nn.Module):
+    """Patches of one modality -> tokens: linear embedding, positions, modality embedding, blocks.
+
+    The positions are a buffer of the state, not a formula at load time: fine-tuned checkpoints may have
+    trained them.
+
+    Args:
+        config: The model's.
+        patch_dim: Values in a patch.
+        grid: Rows and columns of patches.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(self, config: ModelConfig, patch_dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        arch = config.architecture
+        self.recompute = config.activation_checkpointing
+        self.patch_embed = nn.Linear(patch_dim, arch.embed_dim)
+        self.register_buffer("pos_embed", sincos_2d(arch.embed_dim, grid))
+        self.modality_embed = nn.Parameter(torch.empty(arch.embed_dim))
+        self.blocks = nn.ModuleList(
+            Block(arch.embed_dim, arch.num_heads, config.mlp_ratio, config.layer_norm_eps)
+            for _ in range(arch.modality_depth)
+        )
+        self.apply(init_weights)
+        nn.init.normal_(self.modality_embed, std=0.02)
+
+    def forward(self, patches: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """Tokens of the kept patches, in the order of ``ids_keep``; only these are computed.
+
+        Args:
+            patches: (B, L, P).
+            ids_keep: (B, K), or None for all in order.
+
+        Returns:
+            (B, K, D).
+        """
+        if ids_keep is None:
+            x = self.patch_embed(patches) + (self.pos_embed + self.modality_embed)
+        else:
+            places = (self.pos_embed + self.modality_embed)[ids_keep]
+            x = self.patch_embed(gather_tokens(patches, ids_keep)) + places
+        for block in self.blocks:
+            x = run_block(block, x, self.recompute)
+        return x
+
+
+class AudioVisualEncoder(nn.Module):
+    """Joint audio-visual encoder of CAV-MAE (arXiv 2210.07839, figure 1).
+
+    Each modality has an embedding and blocks of its own. The joint blocks then see three streams, each with
+    its own norms and none seeing another: all tokens together, audio alone, visual alone.
+
+    Args:
+        config: Sizes of model and input.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        arch = config.architecture
+        self.config = config
+        self.audio = ModalityEncoder(config, config.patch_size**2, config.audio_grid)
+        self.visual = ModalityEncoder(config, config.patch_size**2 * 3, config.visual_grid)
+        self.joint_blocks = nn.ModuleList(
+            JointBlock(arch.embed_dim, arch.num_heads, config.mlp_ratio, config.layer_norm_eps)
+            for _ in range(arch.joint_depth)
+        )
+        self.norm = StreamNorm(arch.embed_dim, config.layer_norm_eps)
+        self.joint_blocks.apply(init_weights)
+
+    def forward(
+        self,
+        fbank: Tensor | None = None,
+        frames: Tensor | None = None,
+        keep_audio: Tensor | None = None,
+        keep_visual: Tensor | None = None,
+        *,
+        joint: bool = True,
+        separate: bool = True,
+    ) -> Streams:
+        """Encodes the modalities present.
+
+        Args:
+            fbank: (B, T, F) normalised log-mel, or None.
+            frames: (B, 3, H, W) normalised pictures, or None.
+            keep_audio: (B, Ka) ids of the audio tokens to look at; None for all.
+            keep_visual: (B, Kv) ids of the visual tokens to look at; None for all.
+            joint: Whether the stream of all tokens together is needed.
+            separate: Whether the streams of single modalities are needed.
+
+        Returns:
+            The streams asked for, after the final norms; those of absent modalities are None.
+
+        Raises:
+            ValueError: No modality is present, or an input has another size than the config says.
+        """
+        audio = visual = None
+        if fbank is not None:
+            self._check(
+                fbank,
+                (self.config.audio_length, self.config.num_mel_bins),
+                "fbank",
+                "audio_length, num_mel_bins",
+            )
+            audio = self.audio(patchify_audio(fbank, self.config.patch_size), keep_audio)
+        if frames is not None:
+            self._check(
+                frames,
+                (3, self.config.image_size, self.config.image_size),
+                "frames",
+                "3, image_size, image_size",
+            )
+            visual = self.visual(patchify_visual(frames, self.config.patch_size), keep_visual)
+        present = [x for x in (audio, visual) if x is not None]
+        if not present:
+            raise ValueError("the encoder needs fbank, frames or both, and got neither")
+        together = torch.cat(present, dim=1) if joint else None
+        streams = Streams(together, audio, visual) if separate else Streams(together)
+        for block in self.joint_blocks:
+            streams = run_block(block, streams, self.config.activation_checkpointing)
+        return self.norm(streams)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters beside norms and biases that an optimizer should not decay."""
+        return {"audio.modality_embed", "visual.modality_embed"}
+
+    @staticmethod
+    def _check(x: Tensor, size: tuple[int, ...], name: str, settings: str) -> None:
+        if tuple(x.shape[1:]) != size:
+            raise ValueError(
+                f"{name} has shape {tuple(x.shape)}; the model's ({settings}) make it (B, {size})"
+            )

@@ -1,0 +1,241 @@
+"""Where weights come from: recognises a file or folder by what is in it, and says what model it describes.
+
+Taken are Earsight runs, checkpoints and exported files; published CAV-MAE files, pretrained and fine-tuned;
+ImageNet MAE files and timm ViTs; and DeepSpeed folders of ZeRO 0, 1 and 2 with any of these in them. What
+becomes of each tensor in a given model is `models.weights.initialize`'s part.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+import yaml
+from torch import Tensor
+
+from models.cav_mae.config import ModelConfig
+from models.frontend import FbankConfig
+from models.weights.description import (
+    METADATA_KEY,
+    Description,
+    parse_description,
+    parse_fbank,
+    parse_model,
+    weights_hash,
+)
+from models.weights.errors import WeightsError
+from models.weights.published import infer_config
+from models.weights.tensor_files import TensorFile, locate, read_file, read_json
+from models.weights.timm_vit import infer_vit_config
+
+_TIMM = "timm:"
+
+
+class SourceKind(StrEnum):
+    """Whose names the tensors have."""
+
+    earsight = "Earsight"
+    cav_mae = "published CAV-MAE"
+    vit = "ViT (ImageNet MAE, timm)"
+
+
+@dataclass(frozen=True)
+class SourceWeights:
+    """Weights as they were found.
+
+    Attributes:
+        kind: Whose names they have.
+        path: The file.
+        state: Tensors by name, without the prefixes of wrapping modules; our own begin with ``encoder.``,
+            ``decoder.``, ``norm.`` or ``head.``.
+        config: The model they describe; None where shapes alone don't tell it.
+        fbank: How spectrograms were made for it, where that is known.
+        labels: Names of its classes, where that is known.
+        num_heads: Attention heads, where something other than the config tells them.
+        left: What else is in the file, by name, with why it is no weight.
+        provenance: Path and SHA-256 of the file, and what it says of its own origin.
+    """
+
+    kind: SourceKind
+    path: Path
+    state: dict[str, Tensor]
+    config: ModelConfig | None = None
+    fbank: FbankConfig | None = None
+    labels: tuple[str, ...] | None = None
+    num_heads: int | None = None
+    left: dict[str, str] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def has_decoder(self) -> bool:
+        """Whether they include a decoder."""
+        return any(name.startswith(("decoder.", "decoder_")) for name in self.state)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of the classification head; None where they have none of ours."""
+        names = {SourceKind.earsight: "head.bias", SourceKind.cav_mae: "mlp_head.1.bias"}
+        name = names.get(self.kind)
+        return len(self.state[name]) if name in self.state else None
+
+    def model_config(self, **known: Any) -> ModelConfig:
+        """The model described, with what shapes don't tell given.
+
+        Args:
+            known: Fields of `ModelConfig`, such as ``num_heads``.
+
+        Raises:
+            WeightsError: Something has to be given that was not.
+        """
+        if self.config is not None:
+            if known:
+                given = ", ".join(sorted(known))
+                raise WeightsError(f"{self.path} says itself what model it holds; leave out {given}")
+            return self.config
+        heads = {} if self.num_heads is None else {"num_heads": self.num_heads}
+        if self.kind is SourceKind.earsight:
+            raise WeightsError(
+                f"{self.path} holds weights and nothing about their model: give the run or the checkpoint's "
+                f"folder, whose config.yaml says it"
+            )
+        infer = infer_config if self.kind is SourceKind.cav_mae else infer_vit_config
+        try:
+            return infer(self.state, **(heads | known))
+        except WeightsError:
+            raise
+        except ValueError as error:
+            raise WeightsError(f"{self.path}: {error}") from error
+
+
+def read_weights(source: str | PathLike[str]) -> SourceWeights:
+    """Finds and reads weights; nothing but tensors is ever unpickled.
+
+    Args:
+        source: A run, a checkpoint, an exported model, a file of weights, a DeepSpeed folder, a folder that
+            timm reads, or ``timm:NAME:FILE`` for the weights of timm's model NAME in a local file.
+
+    Raises:
+        UnsafeFileError: The file holds more than tensors; nothing of it was run.
+        WeightsError: There are no weights, or they are nobody's that we know.
+    """
+    text = str(source)
+    if text.startswith(_TIMM):
+        name, separator, file = text.removeprefix(_TIMM).partition(":")
+        if not separator or not file:
+            raise WeightsError(
+                f"{text!r} must read timm:NAME:FILE, as in timm:vit_base_patch16_224:vit.safetensors"
+            )
+        return _timm_weights(name, {}, read_file(locate(Path(file))))
+    path = locate(Path(source))
+    file = read_file(path)
+    config_json = path.with_name("config.json")
+    if METADATA_KEY not in file.metadata and config_json.is_file():
+        values = read_json(config_json)
+        if "architecture" in values:
+            return _timm_weights(values["architecture"], values.get("model_args") or {}, file)
+    return _recognise(file)
+
+
+def _recognise(file: TensorFile) -> SourceWeights:
+    state, provenance = file.tensors, _provenance(file)
+    if "audio.patch_embed.weight" in state:  # a bare encoder's
+        state = {f"encoder.{name}": value for name, value in state.items()}
+    if "encoder.audio.patch_embed.weight" in state:
+        description = _description(file)
+        if description is None:
+            return SourceWeights(SourceKind.earsight, file.path, state, left=file.left, provenance=provenance)
+        return SourceWeights(
+            SourceKind.earsight, file.path, state, description.model, description.fbank, description.labels,
+            left=file.left, provenance=provenance | description.provenance,
+        )  # fmt: skip
+    if "patch_embed_a.proj.weight" in state:
+        return SourceWeights(SourceKind.cav_mae, file.path, state, left=file.left, provenance=provenance)
+    if {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(state):
+        return SourceWeights(SourceKind.vit, file.path, state, left=file.left, provenance=provenance)
+    names = ", ".join(list(state)[:3])
+    raise WeightsError(
+        f"{file.path} holds weights of no kind that is known ({names}, ...): neither Earsight's names nor "
+        f"the published CAV-MAE's nor those of a ViT (patch_embed.proj, blocks.N)"
+    )
+
+
+def _description(file: TensorFile) -> Description | None:
+    """What an Earsight file says of itself, or the config beside a checkpoint's weights."""
+    if METADATA_KEY in file.metadata:
+        values = json.loads(file.metadata[METADATA_KEY])
+        if values.get("weights_sha256") != weights_hash(file.tensors):
+            raise WeightsError(f"{file.path} is damaged: its weights are not those it was written with")
+        return parse_description(values, str(file.path))
+    # Beside a checkpoint's weights, or above what else a run holds, such as averaged weights.
+    paths = [folder / "config.yaml" for folder in (file.path.parent, file.path.parent.parent)]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return None
+    values = yaml.safe_load(path.read_text())
+    if not isinstance(values, Mapping) or "model" not in values:
+        raise WeightsError(f"{path} has no section `model`")
+    fbank = values.get("fbank")
+    return Description(
+        parse_model(values["model"], str(path)),
+        None if fbank is None else parse_fbank(fbank, str(path)),
+        _classes(file.path),
+        provenance=_run_provenance(file.path.parent, values),
+    )
+
+
+def _classes(path: Path) -> tuple[str, ...] | None:
+    """The vocabulary that a fine-tuning run keeps; ``path`` is of weights in a checkpoint of it."""
+    for folder in list(path.parents)[1:3]:
+        if (folder / "classes.txt").is_file():
+            return tuple((folder / "classes.txt").read_text().splitlines())
+    return None
+
+
+def _run_provenance(checkpoint: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Where a checkpoint comes from: its run, step, data and versions."""
+    found: dict[str, Any] = {"run": str(config.get("output_dir")), "seed": config.get("seed")}
+    if isinstance(config.get("data"), Mapping):
+        found["data"] = config["data"].get("train")
+    found["init"] = config.get("init")
+    if (checkpoint / "state.json").is_file():
+        state = read_json(checkpoint / "state.json")
+        found |= {key: state[key] for key in ("step", "world_size", "torch", "deepspeed") if key in state}
+    return found
+
+
+def _provenance(source: TensorFile) -> dict[str, Any]:
+    with source.path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"file": str(source.path.resolve()), "file_sha256": digest, "precision": source.precision}
+
+
+def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) -> SourceWeights:
+    """The weights of a timm ViT, whose names must be exactly that model's; only its head may differ."""
+    if name not in timm.list_models():
+        raise WeightsError(f"timm has no model {name!r}; see timm.list_models('vit_*')")
+    with torch.device("meta"):
+        model = timm.create_model(name, pretrained=False, **model_args)
+    blocks = getattr(model, "blocks", None)
+    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None  # type: ignore[index]
+    if heads is None:
+        raise WeightsError(f"timm's {name} is no ViT: it has no blocks of attention and MLP")
+    own, given = (
+        {key for key in names if not key.startswith("head")} for names in (model.state_dict(), file.tensors)
+    )
+    if own != given:
+        raise WeightsError(
+            f"{file.path} does not hold timm's {name}: missing {sorted(own - given) or 'nothing'}, "
+            f"unknown {sorted(given - own) or 'nothing'}"
+        )
+    provenance = _provenance(file) | {"timm": name}
+    return SourceWeights(
+        SourceKind.vit, file.path, file.tensors, num_heads=heads, left=file.left, provenance=provenance
+    )

@@ -1,0 +1,205 @@
+"""Named tensors out of files and folders of others, without ever running what is in them.
+
+safetensors files hold nothing but tensors; ``torch.save`` files are read by `models.weights.unpickle`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from models.weights.errors import WeightsError
+from models.weights.unpickle import load_tensors
+from models.weights.zero import MODEL_STATES, with_float32_weights
+
+WEIGHTS_NAME = "model.safetensors"
+_CHECKPOINT = re.compile(r"step_\d{8}")
+_CHECKPOINT_FILES = (WEIGHTS_NAME, "config.yaml", "state.json")
+# Where other programs keep the weights within what they save, beside optimizer, epoch and arguments.
+_WRAPPERS = ("model", "state_dict", "module")
+# Names of wrapping modules, in front of every key: data parallelism, an objective, torch.compile.
+_PREFIXES = ("module.", "model.", "_orig_mod.")
+
+
+@dataclass(frozen=True)
+class TensorFile:
+    """What a file holds.
+
+    Attributes:
+        path: The file.
+        tensors: By name, without prefixes that all of them have.
+        metadata: Of a safetensors file.
+        left: What else is in it, by name, with why it is no weight.
+        precision: The kinds of floating point numbers in it, ``float32`` where all is well.
+    """
+
+    path: Path
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    precision: str = "float32"
+
+
+def locate(path: Path) -> Path:
+    """The file of weights that a file or folder stands for.
+
+    A run stands for its newest complete checkpoint, a checkpoint or exported folder for its
+    ``model.safetensors``, DeepSpeed's folder for its model states.
+
+    Raises:
+        WeightsError: There is none, or it is one that can't be read safely.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path}: there is no such file or folder")
+    if (path / "checkpoints").is_dir():
+        return newest_checkpoint(path) / WEIGHTS_NAME
+    if (path / WEIGHTS_NAME).is_file():
+        return path / WEIGHTS_NAME
+    if path.name == "deepspeed" and (path.parent / WEIGHTS_NAME).is_file():
+        return path.parent / WEIGHTS_NAME  # an Earsight checkpoint has the plain weights beside DeepSpeed's
+    return _deepspeed_states(path)
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The folder of a run's newest complete checkpoint.
+
+    Raises:
+        WeightsError: It has none.
+    """
+    complete = [
+        folder
+        for folder in sorted((run / "checkpoints").iterdir())
+        if _CHECKPOINT.fullmatch(folder.name) and all((folder / name).is_file() for name in _CHECKPOINT_FILES)
+    ]
+    if not complete:
+        raise WeightsError(f"{run}: the run has no complete checkpoint yet")
+    return complete[-1]
+
+
+def _deepspeed_states(folder: Path) -> Path:
+    """The model states in a folder that DeepSpeed wrote with ZeRO 0, 1 or 2; these stages keep them whole."""
+    if (folder / "latest").is_file():
+        tag = (folder / "latest").read_text().strip()
+        if Path(tag).name != tag or not (folder / tag).is_dir():
+            raise WeightsError(f"{folder}: its file `latest` names {tag!r}, which is no folder in it")
+        folder = folder / tag
+    if any(folder.glob("zero_pp_rank_*_model_states.pt")):
+        raise WeightsError(
+            f"{folder} was written with ZeRO 3, which cuts the parameters up; merge them with DeepSpeed's "
+            f"own zero_to_fp32.py --safe_serialization and give its result"
+        )
+    parts = sorted(folder.glob("mp_rank_*_model_states.pt"))
+    if [part.name for part in parts] != [MODEL_STATES]:
+        found = f"{len(parts)} model-parallel parts" if parts else "no weights"
+        raise WeightsError(
+            f"{folder} holds {found}; it must be a run, a checkpoint, an exported model or a DeepSpeed "
+            f"folder without model parallelism"
+        )
+    return parts[0]
+
+
+def read_file(path: Path) -> TensorFile:
+    """All tensors of a file, in float32 where they are floating point.
+
+    Raises:
+        UnsafeFileError: It holds more than tensors and plain values; nothing in it was run.
+        WeightsError: It is damaged, or holds no mapping of names to tensors.
+    """
+    file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    if not file.tensors:
+        raise WeightsError(f"{path} holds no tensors")
+    kinds = {
+        str(value.dtype).removeprefix("torch.")
+        for value in file.tensors.values()
+        if value.is_floating_point()
+    }
+    tensors = {name: _float32(value) for name, value in _without_prefixes(file.tensors).items()}
+    return TensorFile(path, tensors, file.metadata, file.left, ", ".join(sorted(kinds)))
+
+
+def _read_safetensors(path: Path) -> TensorFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
+            return TensorFile(path, tensors, file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} can't be read as safetensors: {error}") from error
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors to a file that gets its name when it is whole.
+
+    safetensors makes files that only their owner can read; these can be read by whom the umask says.
+
+    Args:
+        path: The file; its folder is made where it is not there.
+        tensors: Contiguous, on the CPU.
+        metadata: Beside the format's own.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".writing_{path.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode
+    save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+    temporary.chmod(mode)
+    temporary.replace(path)
+
+
+def _read_torch(path: Path) -> TensorFile:
+    content = load_tensors(path)
+    if path.name == MODEL_STATES:
+        content = with_float32_weights(path, content)
+    left: dict[str, str] = {}
+    while isinstance(content, Mapping):
+        inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
+        if inner is None:
+            break
+        left |= {str(key): "beside the weights in the file" for key in content if key != inner}
+        content = content[inner]
+    if not isinstance(content, Mapping):
+        raise WeightsError(f"{path} does not hold a plain mapping of names to tensors")
+    other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
+    if other:
+        raise WeightsError(
+            f"{path} does not hold a plain mapping of names to tensors: {', '.join(other[:3])} "
+            f"{'is' if len(other) == 1 else 'are'} none"
+        )
+    return TensorFile(path, {str(name): value for name, value in content.items()}, left=left)
+
+
+def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for prefix in (p for p in _PREFIXES * 2 if all(name.startswith(p) for name in tensors)):
+        tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
+    return tensors
+
+
+def _float32(value: Tensor) -> Tensor:
+    return value.detach().float() if value.is_floating_point() else value.detach()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        WeightsError: It is none.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} can't be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise WeightsError(f"{path} does not hold a JSON object")
+    return value

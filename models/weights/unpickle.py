@@ -1,0 +1,75 @@
+"""``torch.save`` files of others, of which nothing but tensors and plain values is ever made.
+
+Such files are pickles. torch's restricted unpickler calls nothing but what rebuilds tensors, and stops at
+every other name. Many published files hold some of those beside the weights: the training's arguments, a
+score, DeepSpeed's bookkeeping. For the names below it is given an empty stand-in, so that such a file can be
+read while not even these harmless classes are imported or called; any other name refuses the file.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch._weights_only_unpickler import UnpicklingError
+
+from models.weights.errors import UnsafeFileError, WeightsError
+
+#: What files of weights hold beside tensors, and that is read as nothing at all.
+_INERT = (
+    "argparse.Namespace",
+    "deepspeed.runtime.fp16.loss_scaler.DynamicLossScaler",
+    "deepspeed.runtime.fp16.loss_scaler.LossScaler",
+    "deepspeed.runtime.zero.config.ZeroStageEnum",
+    "deepspeed.utils.tensor_fragment.fragment_address",
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("_reconstruct", "scalar")),
+    "numpy.dtype",
+    "numpy.ndarray",
+    *(f"pathlib.{module}{system}Path" for module in ("", "_local.") for system in ("Posix", "Windows")),
+)
+
+
+class _StandIn:
+    """In the place of an object of one of the inert kinds: takes whatever it is made of and keeps nothing."""
+
+    def __new__(cls, *_: Any) -> _StandIn:
+        return super().__new__(cls)
+
+    def __init__(self, *_: Any) -> None: ...
+
+    def __setstate__(self, _: Any) -> None: ...
+
+
+def load_tensors(path: Path, *, lazy: bool = False) -> Any:
+    """What a ``torch.save`` file holds, on the CPU.
+
+    Args:
+        path: The file.
+        lazy: Read tensors from disk only where they are used; for large files of which little is wanted.
+
+    Raises:
+        UnsafeFileError: It holds more than tensors, plain values and what is known to be harmless; nothing in
+            it was run.
+        WeightsError: It is damaged, or no such file.
+    """
+    try:
+        with torch.serialization.safe_globals([(_StandIn, name) for name in _INERT]):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except UnpicklingError as error:
+        raise _refusal(path, str(error)) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"{path} can't be read as a torch.save file: {reason}") from error
+
+
+def _refusal(path: Path, message: str) -> WeightsError:
+    found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class ([\w.]+)", message)
+    if found is None and "unsupported operand" not in message.lower():
+        return WeightsError(f"{path} is not a file of tensors that torch.save or safetensors wrote")
+    what = found.group(1) if found else "instructions"
+    return UnsafeFileError(
+        f"{path} is refused: beside tensors it holds {what}, and to read that would run code. Nothing of "
+        f"it was run. Ask whoever made it for a safetensors file, or for the bare state dict"
+    )

@@ -1,0 +1,93 @@
+"""The training loop when things go wrong, and what can be seen of it."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+from support.processes import run_ranks
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from engine.training.checkpoint import find_checkpoints
+from engine.training.runlog import RunLog, read_metrics
+
+
+def test_non_finite_steps(tmp_path: Path) -> None:
+    """Found by both ranks though only one met it; named; passed over; given up on when it goes on."""
+    cases = [
+        {"steps": [5], "zero_stage": 0, "gradient_only": False},
+        {"steps": [5], "zero_stage": 1, "gradient_only": True},
+        {"steps": [4, 5, 6, 7], "zero_stage": 0, "gradient_only": False},
+    ]
+    runs = [{"run": str(tmp_path / str(i)), **case} for i, case in enumerate(cases)]
+    first, second = run_ranks("support.mishaps:spoilt_runs", 2, runs=runs)
+    for one, other in zip(first, second, strict=True):
+        assert one["skipped"] == other["skipped"]
+        assert (one["error"] is None) == (other["error"] is None)
+    for result, folder in zip(first[:2], ("0", "1"), strict=True):
+        assert result["error"] is None
+        assert result["finite"]
+        assert result["skipped"] == [5]
+        assert "step 6" in result["said"]
+        assert "going back to step 4" in result["said"]
+        # The batch of step 6 holds the second dozen of 24 clips; each rank named its own half.
+        assert all(f"clip{row}" in result["said"] for row in range(12, 24))
+        assert json.loads((tmp_path / folder / "skipped_steps.json").read_text()) == [5]
+        assert [record["step"] for record in read_metrics(tmp_path / folder)][-1] == 8
+    assert "after 3 such steps" in first[2]["error"]
+    assert first[2]["finite"]
+    assert json.loads((tmp_path / "2" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1])
+def test_a_step_waits_for_no_number(tmp_path: Path, zero_stage: int) -> None:
+    assert run_ranks("support.mishaps:looks_in_a_step", 1, run=str(tmp_path), zero_stage=zero_stage) == [[]]
+
+
+def test_unreadable_clips_are_named_and_have_a_budget(tmp_path: Path) -> None:
+    within = run_ranks("support.mishaps:unreadable", 1, run=str(tmp_path / "a"), fraction=0.05)[0]
+    assert within["error"] is None
+    assert "unreadable clip bad0 in shard-000007.tar: not a JPEG" in within["said"]
+    assert read_metrics(tmp_path / "a")[-1]["train/unreadable_clips"] == 40
+    beyond = run_ranks("support.mishaps:unreadable", 1, run=str(tmp_path / "b"), fraction=0.01)[0]
+    assert beyond["step"] == 11
+    assert "max_bad_fraction" in beyond["error"]
+    assert "shard-000007.tar" in beyond["error"]
+
+
+def test_what_a_run_writes(tmp_path: Path) -> None:
+    assert run_ranks("support.mishaps:evaluated", 1, run=str(tmp_path)) == [{"finished": True}]
+    assert json.loads((tmp_path / "status.json").read_text()) == {
+        "state": "finished", "step": 6, "total_steps": 6, "message": ""
+    }  # fmt: skip
+    assert [c.state.step for c in find_checkpoints(tmp_path)] == [4, 6]
+    records = read_metrics(tmp_path)
+    assert [r["step"] for r in records if "val/score" in r] == [0, 3, 6]
+    training = [r for r in records if "train/loss" in r]
+    assert [r["step"] for r in training] == [2, 3, 4, 6]
+    names = {
+        "loss", "loss_mae_audio", "loss_mae_visual", "loss_contrastive", "contrastive_accuracy", "contrastive_chance",
+        "grad_norm", "lr_decay", "lr_no_decay", "epoch", "samples_per_second", "data_wait_share", "mfu",
+        "unreadable_clips",
+    }  # fmt: skip
+    assert set(training[0]) == {"step"} | {f"train/{name}" for name in names}
+    assert training[0]["train/contrastive_chance"] == pytest.approx(1 / 12)
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("val/score")] == [(0, 0.0), (3, 3.0), (6, 6.0)]
+    logged = {e.step: e.value for e in events.Scalars("train/loss")}
+    assert logged == pytest.approx({r["step"]: r["train/loss"] for r in training})
+    picture = events.Images("test/grey")[-1]
+    assert (picture.step, picture.width, picture.height) == (6, 8, 8)
+    png = (tmp_path / "pictures" / "test_grey_00000006.png").read_bytes()
+    assert struct.unpack(">II", png[16:24]) == (8, 8)
+
+
+def test_records_of_an_interrupted_attempt_are_dropped(tmp_path: Path) -> None:
+    lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in (2, 4, 6)]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "tra')
+    RunLog(tmp_path, start_step=4, total_steps=10).close()
+    assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4]
