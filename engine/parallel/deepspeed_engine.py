@@ -111,7 +111,7 @@ def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
     if zero_stage == 0:
         return [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
     gradients: list[Tensor] = []
-    for group in engine.training.optimizer.averaged_gradients.values():
+    for group in engine.optimizer.averaged_gradients.values():
         flat = getattr(group, "flat_partition", None)
         gradients += [flat] if flat is not None else list(group)
     return gradients

@@ -230,7 +230,7 @@ class Trainer:
         for batch in micro_batches:
             self._failures += batch.failures
             self._budget.seen += len(batch) * self.world.size
-        rates = set_lr(self.engine.training.optimizer, self._lr())
+        rates = set_lr(self.engine.optimizer, self._lr())
         metrics: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches, start=1):
             # Said outright: DeepSpeed's own count of micro-batches starts anew when a run is resumed.
