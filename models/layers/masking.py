@@ -35,6 +35,32 @@ def mask_from_noise(noise: Tensor, num_kept: int) -> Mask:
     return Mask(ids_shuffle[:, :num_kept], ids_restore, (ids_restore >= num_kept).float())
 
 
+def keep_columns_and_rows(
+    noise_columns: Tensor, noise_rows: Tensor, column_ratio: float, row_ratio: float
+) -> Tensor:
+    """Removes whole columns, then whole rows of a grid: the mask of AudioMAE's and MAViL's fine-tuning.
+
+    ::
+
+        columns = the int(X * (1 - column_ratio)) of lowest noise_columns, ascending
+        rows    = the int(Y * (1 - row_ratio)) of lowest noise_rows, ascending
+        ids     = [x * Y + y for x in columns for y in rows]
+
+    Args:
+        noise_columns: (B, X), such as the moments of a spectrogram.
+        noise_rows: (B, Y), such as its frequencies; the tokens run through the rows of a column first.
+        column_ratio: Share of the columns removed.
+        row_ratio: Share of the rows removed.
+
+    Returns:
+        (B, K) int64 ids of the kept tokens.
+    """
+    (_, num_columns), (_, num_rows) = noise_columns.shape, noise_rows.shape
+    columns = mask_from_noise(noise_columns, int(num_columns * (1 - column_ratio))).ids_keep
+    rows = mask_from_noise(noise_rows, int(num_rows * (1 - row_ratio))).ids_keep
+    return (columns[:, :, None] * num_rows + rows[:, None, :]).flatten(1)
+
+
 def _lowest(score: Tensor, count: int) -> Tensor:
     """(B, N) -> (B, N) bool, true at the ``count`` lowest."""
     ranks = score.argsort(dim=1, stable=True).argsort(dim=1)

@@ -6,6 +6,7 @@ The patch embedding takes the same rows, so a batch is cut up once for both.
 
 from __future__ import annotations
 
+from einops import rearrange
 from torch import Tensor
 
 
@@ -53,3 +54,29 @@ def unpatchify_visual(patches: Tensor, grid: tuple[int, int], patch_size: int) -
     rows, columns = grid
     x = patches.reshape(len(patches), rows, columns, patch_size, patch_size, -1).permute(0, 5, 1, 3, 2, 4)
     return x.reshape(len(patches), -1, rows * patch_size, columns * patch_size)
+
+
+def patchify_film(frames: Tensor, tubelet: int, patch_size: int) -> Tensor:
+    """Cuts films in tubelets, the same patch of some frames in a row.
+
+    Args:
+        frames: (B, N, 3, H, W).
+        tubelet: Frames in each.
+        patch_size: Side P of a patch.
+
+    Returns:
+        (B, N/tubelet * H/P * W/P, tubelet*P*P*3), row-major over (moment, row, column); values ordered (frame, row in
+        the patch, column, channel).
+    """
+    return rearrange(
+        frames, "b (n k) c (h p) (w q) -> b (n h w) (k p q c)", k=tubelet, p=patch_size, q=patch_size
+    )
+
+
+def unpatchify_film(tubelets: Tensor, grid: tuple[int, int, int], tubelet: int, patch_size: int) -> Tensor:
+    """The inverse of `patchify_film`: (B, L, tubelet*P*P*3) of a (moments, rows, columns) grid -> (B, N, 3, H, W)."""
+    moments, rows, _ = grid
+    return rearrange(
+        tubelets, "b (n h w) (k p q c) -> b (n k) c (h p) (w q)",
+        n=moments, h=rows, k=tubelet, p=patch_size, q=patch_size,
+    )  # fmt: skip
