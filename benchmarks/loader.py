@@ -1,11 +1,13 @@
-"""What a reader process costs: milliseconds of one core per clip, on generated 10-s clips with 10 frames.
+"""What a reader process costs: milliseconds of one core per clip, on generated 10-s clips.
 
-    python -m benchmarks.loader [--clips 64] [--flac_level 0.0] [--shards FOLDER]
+    python -m benchmarks.loader [--clips 64] [--frames 1 8 10 16] [--flac_level 0.0] [--shards FOLDER]
 
-Prints a table, and as its last line the same as JSON. The generated clips have the size of AudioSet's: 10 s
-of 16 kHz FLAC with the spectrum and dynamics of recorded sound, frames of 340×256 as JPEG of quality 90 with
-textures and edges. A clip is timed from its ticket to its place in a batch: reading, decoding, resizing,
-collating, in this process. Processor time is counted, which still grows when other programs share the core.
+Prints a table, and as its last line the same as JSON. The generated clips have the size of AudioSet's: 10 s of 16
+kHz FLAC with the spectrum and dynamics of recorded sound, frames of 340×256 as JPEG of quality 90 with textures
+and edges. Each number of ``--frames`` is timed with sound and without: one frame at random, else that many evenly
+spaced of the 16 (or more) stored. A clip is timed from its ticket to its place in a batch: reading, decoding,
+resizing, collating, in this process. Processor time is counted, which still grows when other programs share the
+core.
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ from PIL import Image
 
 from datasets.batch import ReadFailure, collate
 from datasets.index import build_table
+from datasets.loading.frames import EvenFrames, FrameChoice, random_frame
 from datasets.loading.loader import NUM_SAMPLES
 from datasets.loading.plan import SamplePlan, WindowShuffle
-from datasets.loading.reader import ClipReader, FrameChoice, all_frames, random_frame
+from datasets.loading.reader import ClipReader
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.tar import SHARD_PATTERN, Sample, ShardWriter, make_key
 
 SAMPLE_RATE = 16_000
 SECONDS = 10
-FRAMES = 10
 FRAME_SIZE = (340, 256)
 
 
@@ -73,8 +75,8 @@ def picture(rng: np.random.Generator) -> np.ndarray:
     return (canvas + 120).clip(0, 255).astype(np.uint8)
 
 
-def make_clips(folder: Path, clips: int, flac_level: float) -> None:
-    """Writes the generated set: shards of 32 clips, index and table."""
+def make_clips(folder: Path, clips: int, flac_level: float, num_frames: int) -> None:
+    """Writes the generated set: shards of 32 clips of ``num_frames`` frames, index and table."""
     rng = np.random.default_rng(0)
     sounds = [sound(rng) for _ in range(min(clips, 8))]
     frames = [_jpeg(picture(rng)) for _ in range(min(clips, 8) * 2)]
@@ -83,7 +85,7 @@ def make_clips(folder: Path, clips: int, flac_level: float) -> None:
         with ShardWriter(folder / SHARD_PATTERN.format(len(shards))) as writer:
             for number in range(first, min(first + 32, clips)):
                 flac = _flac(sounds[number % len(sounds)], flac_level)
-                pictures = [(f"{i:02d}.jpg", frames[(number + i) % len(frames)]) for i in range(FRAMES)]
+                pictures = [(f"{i:02d}.jpg", frames[(number + i) % len(frames)]) for i in range(num_frames)]
                 metadata = {"id": f"clip{number}", "duration": float(SECONDS)}
                 writer.write(Sample(make_key(f"clip{number}"), metadata, [("flac", flac), *pictures]))
         shards.append(writer.close())
@@ -124,12 +126,14 @@ def time_reader(
     return statistics.median(times[1:])
 
 
-CASES: dict[str, tuple[bool, FrameChoice | None]] = {
-    "audio and one frame": (True, random_frame),
-    "one frame": (False, random_frame),
-    "audio": (True, None),
-    "audio and ten frames": (True, all_frames),
-}
+def cases(frames: Sequence[int]) -> dict[str, tuple[bool, FrameChoice | None]]:
+    """What is timed: (with sound, frames) by name."""
+    found: dict[str, tuple[bool, FrameChoice | None]] = {"sound": (True, None)}
+    for count in frames:
+        choice = random_frame if count == 1 else EvenFrames(count)
+        name = "1 frame" if count == 1 else f"{count} frames"
+        found |= {name: (False, choice), f"sound and {name}": (True, choice)}
+    return found
 
 
 @contextmanager
@@ -138,13 +142,16 @@ def _folder(options: argparse.Namespace) -> Iterator[Path]:
         yield options.shards
         return
     with tempfile.TemporaryDirectory() as name:
-        make_clips(Path(name), options.clips, options.flac_level)
+        make_clips(Path(name), options.clips, options.flac_level, max(16, *options.frames))
         yield Path(name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.loader", description="Time the reader.")
     parser.add_argument("--clips", type=int, default=64, help="clips to generate")
+    parser.add_argument(
+        "--frames", type=int, nargs="+", default=[1, 8, 10, 16], help="numbers of frames to time"
+    )
     parser.add_argument(
         "--flac_level", type=float, default=0.0, help="FLAC compression, 0 (fast) to 1 (small)"
     )
@@ -158,7 +165,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with _folder(options) as folder:
         index = ShardIndex.load(folder)
         print(f"{index.samples} clips, {index.bytes / index.samples / 1000:.0f} kB each")
-        for name, (audio, choose_frames) in CASES.items():
+        for name, (audio, choose_frames) in cases(options.frames).items():
             result[name] = time_reader(
                 folder, audio=audio, choose_frames=choose_frames, rounds=options.rounds
             )

@@ -52,6 +52,9 @@ class Clip:
         frames: (N, 3, H, W) uint8 RGB, or None where frames are not asked for.
         labels: Label ids, ascending.
         failures: Clips whose place this one took.
+        frame_index: N places of the frames among the stored ones, from 0; empty without frames.
+        num_stored: Frames that are stored of the clip.
+        frame_times: (N,) seconds after the clip's start at which the frames are shown, or None where not known.
     """
 
     id: str
@@ -61,6 +64,9 @@ class Clip:
     frames: Tensor | None
     labels: tuple[int, ...] = ()
     failures: tuple[ReadFailure, ...] = ()
+    frame_index: tuple[int, ...] = ()
+    num_stored: int = 0
+    frame_times: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,10 @@ class AVBatch:
         frames: (B, N, 3, H, W) uint8, or None.
         labels: (B, classes) float32 multi-hot, or None where the set has no labels.
         failures: Clips that could not be read while making this batch.
+        frame_index: (B, N) int64 places of the frames among the ``num_stored`` ones of their clip, or None.
+        num_stored: (B,) int64 frames stored of each clip, or None.
+        frame_times: (B, N) float32 seconds after the clip's start at which the frames are shown, NaN where a
+            clip's set does not know them; None where none of the clips' does.
     """
 
     ids: list[str]
@@ -86,6 +96,9 @@ class AVBatch:
     frames: Tensor | None = None
     labels: Tensor | None = None
     failures: list[ReadFailure] = field(default_factory=list)
+    frame_index: Tensor | None = None
+    num_stored: Tensor | None = None
+    frame_times: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -125,15 +138,20 @@ def collate(items: Sequence[Clip | ReadFailure], num_samples: int, num_classes: 
     clips = [item for item in items if isinstance(item, Clip)]
     failures = [item for item in items if isinstance(item, ReadFailure)]
     waveform, lengths = _pad([clip.waveform for clip in clips if clip.waveform is not None], num_samples)
+    frames = _stack_frames(clips)
+    placed = frames is not None and all(clip.frame_index for clip in clips)
     return AVBatch(
         ids=[clip.id for clip in clips],
         rows=torch.tensor([clip.row for clip in clips], dtype=torch.int64),
         seeds=torch.tensor([clip.seed for clip in clips], dtype=torch.int64),
         waveform=waveform,
         num_samples=lengths,
-        frames=_stack_frames(clips),
+        frames=frames,
         labels=_multi_hot(clips, num_classes) if num_classes else None,
         failures=failures + [failure for clip in clips for failure in clip.failures],
+        frame_index=torch.tensor([clip.frame_index for clip in clips]) if placed else None,
+        num_stored=torch.tensor([clip.num_stored for clip in clips]) if placed else None,
+        frame_times=_stack_times(clips),
     )
 
 
@@ -155,6 +173,18 @@ def _stack_frames(clips: Sequence[Clip]) -> Tensor | None:
             f"clips of one batch have different numbers of frames ({counts}); choose a fixed number"
         )
     return torch.stack(stored) if stored else None
+
+
+def _stack_times(clips: Sequence[Clip]) -> Tensor | None:
+    if all(clip.frame_times is None for clip in clips):
+        return None
+    unknown = [torch.full((len(clip.frame_index),), torch.nan) for clip in clips]
+    return torch.stack(
+        [
+            nan if clip.frame_times is None else clip.frame_times
+            for clip, nan in zip(clips, unknown, strict=True)
+        ]
+    )
 
 
 def _multi_hot(clips: Sequence[Clip], num_classes: int) -> Tensor:

@@ -121,7 +121,7 @@ def resize_and_crop(picture: Tensor, image_size: int) -> Tensor:
 
 def decode_video(
     data: bytes | bytearray | memoryview, num_frames: int, frame_indices: Sequence[int], image_size: int
-) -> tuple[Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor | None, Tensor]:
     """Decodes a video file with sound.
 
     Args:
@@ -131,8 +131,8 @@ def decode_video(
         image_size: Side of the frames in pixels.
 
     Returns:
-        (S,) int16 sound at 16 kHz, and (len(frame_indices), 3, image_size, image_size) uint8 frames, or None
-        where no frame is wanted.
+        (S,) int16 sound at 16 kHz; (len(frame_indices), 3, image_size, image_size) uint8 frames, or None
+        where no frame is wanted; and (len(frame_indices),) float32 seconds at which these are shown.
 
     Raises:
         DecodeError: The file gives no clip; says why.
@@ -145,9 +145,14 @@ def decode_video(
         raise DecodeError(f"video can't be read: {error}") from error
     waveform = torch.from_numpy(clip.waveform)
     if not wanted:
-        return waveform, None
+        return waveform, None, torch.empty(0)
+    times = dict(zip(wanted, clip.frame_times, strict=True))
     frames = {
         i: resize_and_crop(torch.from_numpy(frame).permute(2, 0, 1), image_size)
         for i, frame in zip(wanted, clip.frames, strict=True)
     }
-    return waveform, torch.stack([frames[i] for i in frame_indices])
+    return (
+        waveform,
+        torch.stack([frames[i] for i in frame_indices]),
+        torch.tensor([times[i] for i in frame_indices]),
+    )

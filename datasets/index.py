@@ -10,6 +10,7 @@ its ``.cls``.
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -126,12 +127,23 @@ def _table_row(scan: ShardScan, sample: ScannedSample, ids: Mapping[int | str, i
         duration=_duration(sample),
         members=[(suffix, member.offset, member.size) for suffix, member in sample.members.items()],
         plain=all(member.plain for member in sample.members.values()),
+        frame_times=_frame_times(sample),
     )
 
 
 def clip_id(shard: ShardInfo, sample: ScannedSample) -> str:
     """A clip's id, or one made of shard and key: keys are often running numbers that begin anew in each shard."""
     return str(sample.metadata.get("id") or f"{shard.name.removesuffix('.tar')}/{sample.key}")
+
+
+def _frame_times(sample: ScannedSample) -> list[float]:
+    """When the pictures are shown; empty unless there is one time a picture (``datasets.check`` tells of others)."""
+    times = sample.metadata.get("frame_times")
+    pictures = sum(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in sample.members)
+    if not isinstance(times, list) or len(times) != pictures:
+        return []
+    known = all(isinstance(time, int | float) and math.isfinite(time) for time in times)
+    return times if known else []
 
 
 def _duration(sample: ScannedSample) -> float:

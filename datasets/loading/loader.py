@@ -22,13 +22,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from datasets.batch import AVBatch, collate
+from datasets.loading.frames import EvenFrames, FrameChoice, all_frames, middle_frame, random_frame
 from datasets.loading.plan import EvaluationBatches, EvaluationPlan, SamplePlan, TrainingBatches
-from datasets.loading.reader import ClipReader, FrameChoice, all_frames, middle_frame, random_frame
+from datasets.loading.reader import ClipReader
 from datasets.loading.sampling import MixupReader, SamplingConfig, collate_mixed, epoch_order, subset_rows
 from datasets.shards.store import ShardStore, is_url
 
 __all__ = [
     "DataConfig",
+    "EvenFrames",
     "all_frames",
     "evaluation_loader",
     "middle_frame",

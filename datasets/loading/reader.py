@@ -16,9 +16,9 @@ from __future__ import annotations
 import os
 import tarfile
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,36 +27,28 @@ from torch.utils.data import Dataset
 from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
 from datasets.index import check_size
-from datasets.loading.plan import mix, substitute_row
+from datasets.loading.frames import (
+    FrameChoice,
+    TooFewFramesError,
+    all_frames,
+    frames_needed,
+    frames_wanted,
+    middle_frame,
+    random_frame,
+)
+from datasets.loading.plan import substitute_row
 from datasets.shards.scan import split_name
 from datasets.shards.store import ShardStore
 from datasets.shards.table import Extent, key_checksum
 from datasets.shards.tar import BLOCK, ShardError
 
+__all__ = ["ClipReader", "FrameChoice", "UnreadableClipsError", "all_frames", "middle_frame", "random_frame"]
+
 MAX_ATTEMPTS = 8
 VIDEO_FRAMES = 10
-"""Frames that a clip stored as a video counts as, evenly spaced."""
+"""Frames that a clip stored as a video counts as, evenly spaced; more where more are asked for."""
 
 _MAX_OPEN_SHARDS = 64
-_FRAME_STREAM = 0xF4A3E
-
-FrameChoice = Callable[[int, int], Sequence[int]]
-"""Which of a clip's frames to read: (number stored, the ticket's seed) -> places, from 0."""
-
-
-def random_frame(num_stored: int, seed: int) -> Sequence[int]:
-    """One frame, which the ticket's seed picks."""
-    return (int(mix(seed, _FRAME_STREAM)[0]) % num_stored,)
-
-
-def middle_frame(num_stored: int, seed: int) -> Sequence[int]:
-    """The middle frame (of an even number the later of the two)."""
-    return (num_stored // 2,)
-
-
-def all_frames(num_stored: int, seed: int) -> Sequence[int]:
-    """All frames in order."""
-    return range(num_stored)
 
 
 class UnreadableClipsError(RuntimeError):
@@ -65,6 +57,16 @@ class UnreadableClipsError(RuntimeError):
 
 class _BadMemberError(ValueError):
     """What the shard holds at a member's place is not that member."""
+
+
+class _Media(NamedTuple):
+    """What was decoded of a clip."""
+
+    waveform: Tensor | None = None
+    frames: Tensor | None = None
+    frame_index: tuple[int, ...] = ()
+    num_stored: int = 0
+    frame_times: Tensor | None = None
 
 
 class ClipReader(Dataset[Clip | ReadFailure]):
@@ -106,6 +108,17 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             raise ShardError(f"no clip of {self.store.location} has sound")
         if choose_frames is not None and not self.table.num_with_frames:
             raise ShardError(f"no clip of {self.store.location} has frames")
+        if choose_frames is not None:
+            self._check_frames(frames_needed(choose_frames))
+
+    def _check_frames(self, needed: int) -> None:
+        most = self.table.most_frames
+        if most < needed and not self.table.video_slots:
+            raise ShardError(
+                f"{self.store.location} has {most} frames a clip, fewer than the {needed} needed: make it anew "
+                f"from the videos with `python -m datasets.prepare ... --media.num_frames {needed}`, or ask for "
+                f"at most {most} frames"
+            )
 
     def __len__(self) -> int:
         return len(self.table)
@@ -131,8 +144,8 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         row = ticket.row
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                waveform, frames = self._decode(row, ticket.seed)
-            except (DecodeError, _BadMemberError, OSError) as error:
+                media = self._decode(row, ticket.seed)
+            except (DecodeError, TooFewFramesError, _BadMemberError, OSError) as error:
                 shard = self.table.shards[self.table.shard_of(row)]
                 failures.append(ReadFailure(self.table.id(row), shard, str(error)))
                 if not self.substitutes:
@@ -140,39 +153,55 @@ class ClipReader(Dataset[Clip | ReadFailure]):
                 row = substitute_row(ticket.seed, attempt, len(self.table))
                 continue
             name, labels = self.table.id(row), self.table.labels(row)
-            return Clip(name, row, ticket.seed, waveform, frames, labels, tuple(failures))
+            return Clip(
+                name, row, ticket.seed, media.waveform, media.frames, labels, tuple(failures), *media[2:]
+            )
         listed = "; ".join(f"{failure.id} in {failure.shard}: {failure.reason}" for failure in failures)
         raise UnreadableClipsError(f"{MAX_ATTEMPTS} clips one after the other can't be read: {listed}")
 
-    def _decode(self, row: int, seed: int) -> tuple[Tensor | None, Tensor | None]:
+    def _decode(self, row: int, seed: int) -> _Media:
         members = self.table.members(row)
-        waveform = frames = None
         sounds = [slot for slot in self.table.audio_slots if slot in members]
         pictures = [slot for slot in self.table.frame_slots if slot in members]
         missing_audio = self.audio and not sounds
         missing_frames = self.choose_frames is not None and not pictures
+        media = _Media()
         if missing_audio or missing_frames:
-            waveform, frames = self._decode_video(row, seed, members, missing_audio, missing_frames)
+            media = self._decode_video(row, seed, members, missing_audio, missing_frames)
         if self.audio and sounds:
-            waveform = decode_audio(self._read_member(row, sounds[0], members[sounds[0]]))
-        if self.choose_frames is not None and pictures:
-            slots = [pictures[i] for i in self.choose_frames(len(pictures), seed)]
-            frames = torch.stack(
-                [decode_frame(self._read_member(row, slot, members[slot]), self.image_size) for slot in slots]
+            media = media._replace(
+                waveform=decode_audio(self._read_member(row, sounds[0], members[sounds[0]]))
             )
-        return waveform, frames
+        if self.choose_frames is not None and pictures:
+            chosen = tuple(self.choose_frames(len(pictures), seed))
+            slots = [pictures[i] for i in chosen]
+            frames = [
+                decode_frame(self._read_member(row, slot, members[slot]), self.image_size) for slot in slots
+            ]
+            times = self.table.frame_times(row)
+            media = media._replace(
+                frames=torch.stack(frames),
+                frame_index=chosen,
+                num_stored=len(pictures),
+                frame_times=None if times is None else torch.from_numpy(times[list(chosen)]),
+            )
+        return media
 
     def _decode_video(
         self, row: int, seed: int, members: dict[int, Extent], audio: bool, frames: bool
-    ) -> tuple[Tensor | None, Tensor | None]:
+    ) -> _Media:
         videos = [slot for slot in self.table.video_slots if slot in members]
         if not videos:
             wanted = [name for name, missing in (("sound", audio), ("frames", frames)) if missing]
             raise _BadMemberError(f"the sample has no {' and no '.join(wanted)}")
-        chosen = self.choose_frames(VIDEO_FRAMES, seed) if self.choose_frames is not None and frames else ()
+        stored, chosen = VIDEO_FRAMES, ()
+        if self.choose_frames is not None and frames:
+            stored = max(stored, frames_wanted(self.choose_frames))
+            chosen = tuple(self.choose_frames(stored, seed))
         data = self._read_member(row, videos[0], members[videos[0]])
-        waveform, pictures = decode_video(data, VIDEO_FRAMES, chosen, self.image_size)
-        return waveform if audio else None, pictures
+        waveform, pictures, times = decode_video(data, stored, chosen, self.image_size)
+        media = _Media() if pictures is None else _Media(None, pictures, chosen, stored, times)
+        return media._replace(waveform=waveform if audio else None)
 
     def _read_member(self, row: int, slot: int, extent: Extent) -> memoryview:
         """The bytes of a member, in memory of their own."""

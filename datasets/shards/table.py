@@ -1,7 +1,7 @@
 """The table of a set: for each clip where its bytes lie, its id, labels and duration; memory-mapped.
 
-A file of columns (``index.table``) beside ``index.json``, about 60 bytes a clip of ten frames and an
-AudioSet id, so that two million clips open in milliseconds and all workers of a machine share the same pages.
+A file of columns (``index.table``) beside ``index.json``, about 100 bytes a clip of ten frames with their times and
+an AudioSet id, so that two million clips open in milliseconds and all workers of a machine share the same pages.
 
 Decisions:
     * Tar data lie in blocks of 512 bytes, so a member takes a block count (two bytes, four where a member is
@@ -10,6 +10,8 @@ Decisions:
     * A sample's members lie one after the other, so one start a sample is enough. Where shards made
       elsewhere have other things in between, a column of offsets is added.
     * Columns are slots, one for each member suffix of the set (``json, flac, 00.jpg, ...``).
+    * Times of frames are columns that only a set which knows them has. A table made before there were such
+      columns opens as one of a set that does not.
     * The table carries the fingerprint of the index that it was made for; a stale one is refused.
 """
 
@@ -85,6 +87,8 @@ class ClipTable:
         self._offsets = columns.get("offsets")
         self._id_offsets = columns["id_offsets"]
         self._id_bytes = columns["id_bytes"]
+        self._time_offsets = columns.get("time_offsets")
+        self._frame_times = columns.get("frame_times")
         self._missing = int(np.iinfo(self._blocks.dtype).max)
         self.audio_slots = self._slots_of(AUDIO_SUFFIXES)
         self.frame_slots = self._slots_of(IMAGE_SUFFIXES)
@@ -138,6 +142,13 @@ class ClipTable:
         first, last = self.label_offsets[row : row + 2].tolist()
         return tuple(self.label_ids[first:last].tolist())
 
+    def frame_times(self, row: int) -> NDArray[np.float32] | None:
+        """(frames,) seconds after the clip's start at which its pictures are shown; None where not known."""
+        if self._time_offsets is None or self._frame_times is None:
+            return None
+        first, last = self._time_offsets[row : row + 2].tolist()
+        return self._frame_times[first:last] if last > first else None
+
     def members(self, row: int) -> dict[int, Extent]:
         """Where the clip's members lie, by slot; slots it lacks are absent."""
         blocks = self._blocks[row].tolist()
@@ -165,6 +176,14 @@ class ClipTable:
     def num_with_frames(self) -> int:
         """Clips that have pictures or a video."""
         return self._count(self.frame_slots + self.video_slots)
+
+    @property
+    def most_frames(self) -> int:
+        """Pictures of the clip that has the most of them."""
+        if not self.frame_slots:
+            return 0
+        present = self._blocks[:, self.frame_slots] != self._missing
+        return int(present.sum(axis=1).max(initial=0))
 
     def _count(self, slots: list[int]) -> int:
         return int((self._blocks[:, slots] != self._missing).any(axis=1).sum()) if slots else 0

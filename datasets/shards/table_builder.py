@@ -32,6 +32,8 @@ _SPOOLED = {
     "id_bytes": np.uint8,
     "label_counts": np.uint32,
     "labels": np.uint32,
+    "time_counts": np.uint32,
+    "frame_times": np.float32,
 }
 
 
@@ -45,6 +47,7 @@ class TableRow(NamedTuple):
         duration: Seconds, 0 where unknown.
         members: (suffix, first byte of its data, size in bytes) in the order in which they lie in the shard.
         plain: The members' names stand in the headers right before their data.
+        frame_times: Seconds at which its pictures are shown; empty where not known.
     """
 
     key: str
@@ -53,6 +56,7 @@ class TableRow(NamedTuple):
     duration: float
     members: list[tuple[str, int, int]]
     plain: bool = True
+    frame_times: Sequence[float] = ()
 
 
 class TableBuilder:
@@ -116,6 +120,8 @@ class TableBuilder:
             "id_bytes": np.frombuffer(b"".join(ids), np.uint8),
             "label_counts": [len(row.labels) for row in rows],
             "labels": [label for row in rows for label in row.labels],
+            "time_counts": [len(row.frame_times) for row in rows],
+            "frame_times": [time for row in rows for time in row.frame_times],
         }
         for name, values in new.items():
             self._spools[name].append(values)
@@ -159,6 +165,9 @@ class TableBuilder:
             "label_ids": Column(label_kind, (spools["labels"].count,), self._labels(class_of)),
             "first_rows": Column.of(np.cumsum([0, *self._shard_sizes])),
         }
+        if spools["frame_times"].count:  # a set that knows none has the table it always had
+            columns["time_offsets"] = _offsets(spools["time_counts"], spools["frame_times"].count)
+            columns["frame_times"] = spools["frame_times"].column()
         if not all(part.gapless for part in self._layouts(slots)):
             offsets = (part.offsets for part in self._layouts(slots))
             columns["offsets"] = Column(np.dtype(np.uint32), (rows, len(slots)), offsets)

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from datasets.batch import AVBatch
+from datasets.loading.frames import EvenFrames
 from datasets.loading.loader import NUM_SAMPLES
 from datasets.loading.reader import FrameChoice, middle_frame
-from engine.embed.embedder import Embedder, EvenFrames, Vectors
+from engine.embed.embedder import Embedder, Vectors
 
 _SOUND = ("wav2vec2", "hubert")
 _PICTURE = ("dinov2",)
@@ -176,7 +177,7 @@ class VideoBackbone(_Frames):
 
     def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         super().__init__(model, settings)
-        self.choose_frames = EvenFrames(self.config.num_frames)
+        self.choose_frames = EvenFrames(self.config.num_frames, repeat=True)
 
     def forward(self, batch: AVBatch) -> Vectors:
         """See `Embedder`."""

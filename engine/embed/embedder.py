@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -39,17 +37,6 @@ class Embedder(nn.Module, ABC):
     @abstractmethod
     def forward(self, batch: AVBatch) -> Vectors:
         """The vectors of a batch."""
-
-
-@dataclass(frozen=True)
-class EvenFrames:
-    """A choice of ``count`` frames, evenly spaced; of fewer stored ones some are taken twice."""
-
-    count: int
-
-    def __call__(self, num_stored: int, seed: int) -> Sequence[int]:
-        """See `datasets.loading.reader.FrameChoice`."""
-        return [(2 * i + 1) * num_stored // (2 * self.count) for i in range(self.count)]
 
 
 class EarsightEmbedder(Embedder):

@@ -13,10 +13,11 @@ from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.decode import SAMPLE_RATE, DecodeError, decode_audio, decode_frame, resize_and_crop
+from datasets.loading.frames import frames_wanted
 from datasets.loading.reader import VIDEO_FRAMES, ClipReader
 from datasets.media.container import MediaError, MediaSettings, read_media
 from datasets.shards.manifest import INDEX_NAME
-from engine.embed.embedder import Embedder, EvenFrames
+from engine.embed.embedder import Embedder
 
 MediaKind = Literal["video", "sound", "picture"]
 
@@ -129,16 +130,16 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             return self._read_video(path, name, ticket)
         assert self.choose_frames is not None
         picture = decode_frame(bytearray(path.read_bytes()), self.image_size)
-        frames = torch.stack([picture for _ in self.choose_frames(1, ticket.seed)])
-        return Clip(name, ticket.row, ticket.seed, None, frames)
+        chosen = tuple(self.choose_frames(1, ticket.seed))
+        frames = torch.stack([picture for _ in chosen])
+        return Clip(name, ticket.row, ticket.seed, None, frames, frame_index=chosen, num_stored=1)
 
     def _read_video(self, path: Path, name: str, ticket: Ticket) -> Clip:
         """The beginning of a video, as long as the model hears."""
         wanted: Sequence[int] = ()
         stored = VIDEO_FRAMES
         if self.choose_frames is not None:
-            if isinstance(self.choose_frames, EvenFrames):
-                stored = max(stored, self.choose_frames.count)
+            stored = max(stored, frames_wanted(self.choose_frames))
             wanted = self.choose_frames(stored, ticket.seed)
         settings = MediaSettings(SAMPLE_RATE, stored, max(256, self.image_size))
         places = sorted(set(wanted))
@@ -150,9 +151,20 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             place: resize_and_crop(torch.from_numpy(frame).permute(2, 0, 1), self.image_size)
             for place, frame in zip(places, clip.frames, strict=True)
         }
-        frames = torch.stack([pictures[place] for place in wanted]) if len(wanted) else None
         waveform = torch.from_numpy(clip.waveform) if self.audio else None
-        return Clip(name, ticket.row, ticket.seed, waveform, frames)
+        if not len(wanted):
+            return Clip(name, ticket.row, ticket.seed, waveform, None)
+        times = dict(zip(places, clip.frame_times, strict=True))
+        return Clip(
+            name,
+            ticket.row,
+            ticket.seed,
+            waveform,
+            torch.stack([pictures[place] for place in wanted]),
+            frame_index=tuple(wanted),
+            num_stored=stored,
+            frame_times=torch.tensor([times[place] for place in wanted]),
+        )
 
 
 def list_files(folder: Path, suffixes: frozenset[str]) -> list[str]:

@@ -18,6 +18,17 @@ from datasets.media.container import read_media
 from datasets.shards.table import ClipTable
 from datasets.shards.tar import ShardError
 
+TENSORS = (
+    "rows",
+    "seeds",
+    "waveform",
+    "num_samples",
+    "frames",
+    "labels",
+    "frame_index",
+    "num_stored",
+    "frame_times",
+)
 SIZE: dict[str, Any] = {"image_size": 16, "num_samples": 4000}
 
 
@@ -33,16 +44,13 @@ def make_config(folder: Path, **options) -> DataConfig:
 
 def join(parts: list[AVBatch]) -> AVBatch:
     """The global batch that ranks have in parts."""
-    tensors: dict[str, Any] = {
-        name: torch.cat([getattr(part, name) for part in parts])
-        for name in ("rows", "seeds", "waveform", "num_samples", "frames", "labels")
-    }
+    tensors: dict[str, Any] = {name: torch.cat([getattr(part, name) for part in parts]) for name in TENSORS}
     return AVBatch(ids=[name for part in parts for name in part.ids], **tensors)
 
 
 def assert_same(one: AVBatch, other: AVBatch) -> None:
     assert one.ids == other.ids
-    for name in ("rows", "seeds", "waveform", "num_samples", "frames", "labels"):
+    for name in TENSORS:
         assert getattr(one, name).equal(getattr(other, name)), name
 
 

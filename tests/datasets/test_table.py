@@ -1,3 +1,4 @@
+import hashlib
 import pickle
 import subprocess
 import sys
@@ -48,6 +49,16 @@ def test_irregular_samples(tmp_path):
     assert table.members(2) == {3: Extent(0, 78125), 2: Extent(512 * 89_999, 1)}
     assert [table.labels(r) for r in range(3)] == [(0, 2), (), (1,)]
     assert (table.num_with_audio, table.num_with_frames) == (2, 2)
+
+
+def test_a_set_that_knows_no_times_of_frames_has_the_table_it_always_had(tmp_path):
+    rows = [row("x", ("json", 512, 100), ("00.jpg", 1536, 700), labels=[0, 2]), row("y", ("json", 3584, 9))]
+    with TableBuilder(tmp_path) as builder:
+        builder.add("a", rows)
+        assert builder.save("f", 3).frame_times(0) is None
+    # Of the table that commit 49a4139 made of these rows.
+    expected = "e3ab3a1958320e839643e102bc01c74fa5a415aca5e22d6ce8acefb5a2aac1d2"
+    assert hashlib.sha256((tmp_path / "index.table").read_bytes()).hexdigest() == expected
 
 
 def test_labels_are_renumbered_and_sorted(tmp_path):

@@ -18,7 +18,7 @@ from support.videos import write_video
 from datasets.batch import AVBatch
 from datasets.decode import decode_frame
 from datasets.loading.reader import all_frames
-from engine.embed.embedder import EarsightEmbedder, EvenFrames, Vectors
+from engine.embed.embedder import EarsightEmbedder, Vectors
 from engine.embed.run import embed, load_embedder, main
 from engine.embed.sources import open_source
 from engine.embeddings import main as measure_main
@@ -180,12 +180,6 @@ def _first(num_stored: int, seed: int) -> tuple[int]:
 
 def _second(num_stored: int, seed: int) -> tuple[int]:
     return (1,)
-
-
-def test_frames_evenly_spaced():
-    assert EvenFrames(2)(10, 0) == [2, 7]
-    assert EvenFrames(16)(10, 0) == [0, 0, 1, 2, 2, 3, 4, 4, 5, 5, 6, 7, 7, 8, 9, 9]
-    assert EvenFrames(3)(1, 0) == [0, 0, 0]
 
 
 def test_the_command_and_the_measurement(tmp_path, model, shards, capsys):
