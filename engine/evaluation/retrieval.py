@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from engine.evaluation.pair_scores import pair_score
 
 #: Similarities held at a time: 2^26 float32 are 268 MB, 671 queries against 100,000 clips.
 _BLOCK = 1 << 26
@@ -13,12 +17,14 @@ _BLOCK = 1 << 26
 _TIE = 1e-6
 
 
-def retrieval_metrics(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+def retrieval_metrics(
+    queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1, 5, 10), score: str = "diagonal_mean"
+) -> dict[str, float]:
     """Recall at k and median rank by cosine similarity; the i-th query's match is the i-th of the gallery.
 
     ::
 
-        s = cos(queries[i], gallery[j]) for all j
+        s = similarity(queries[i], gallery[j]) for all j # cos, or the score of the cosines of all moments
         above, tied = #(s > s[i]), #(s == s[i])          # tied counts the match itself
         recall@k of i = P(match among the first k, ties in random order) = clip((k - above) / tied, 0, 1)
         rank of i = 1 + above + (tied - 1) / 2
@@ -26,32 +32,33 @@ def retrieval_metrics(queries: Tensor, gallery: Tensor, ks: tuple[int, ...] = (1
     So an embedding that is the same for every clip scores chance, k / N.
 
     Args:
-        queries: (N, D), not normalised.
-        gallery: (N, D), not normalised.
+        queries: (N, D), or (N, M, D) of M moments of each clip; not normalised.
+        gallery: Of the same shape.
         ks: Which k.
+        score: Which of `engine.evaluation.pair_scores`; with one vector a clip all are the cosine.
 
     Returns:
-        ``r1``, ``r5``, ... in 0 … 1 and ``median_rank``, from 1.
+        ``r1``, ``r5``, ... in 0 … 1 and ``median_rank``, from 1; of an even number the mean of the middle two.
 
     Raises:
         ValueError: An embedding is not finite.
     """
     queries, gallery = _normalized(queries, gallery)
     above, tied = [], []
-    step = _block_rows(gallery)
-    for start in range(0, len(queries), step):
-        similarity = queries[start : start + step] @ gallery.T
+    for start, similarity in _similarities(queries, gallery, score):
         rows = torch.arange(len(similarity), device=similarity.device)
         match = similarity[rows, start + rows].unsqueeze(1)
         above.append((similarity > match + _TIE).sum(1))
         tied.append((similarity >= match - _TIE).sum(1) - above[-1])
     above, tied = torch.cat(above).double(), torch.cat(tied).double()
     metrics = {f"r{k}": ((k - above) / tied).clamp(0, 1).mean().item() for k in ks}
-    metrics["median_rank"] = (1 + above + (tied - 1) / 2).median().item()
+    metrics["median_rank"] = (1 + above + (tied - 1) / 2).quantile(0.5).item()
     return metrics
 
 
-def class_retrieval_map(queries: Tensor, gallery: Tensor, labels: Tensor) -> float:
+def class_retrieval_map(
+    queries: Tensor, gallery: Tensor, labels: Tensor, score: str = "diagonal_mean"
+) -> float:
     """Mean average precision of finding clips of a class: relevant is what shares a label with the query.
 
     ::
@@ -62,9 +69,10 @@ def class_retrieval_map(queries: Tensor, gallery: Tensor, labels: Tensor) -> flo
     label are left out.
 
     Args:
-        queries: (N, D), not normalised.
-        gallery: (N, D), not normalised; the query's own clip is part of it.
+        queries: (N, D) or (N, M, D), not normalised.
+        gallery: Of the same shape; the query's own clip is part of it.
         labels: (N, C) 0 or 1, of both.
+        score: As of `retrieval_metrics`.
 
     Returns:
         The mean over queries, in 0 … 1.
@@ -75,11 +83,10 @@ def class_retrieval_map(queries: Tensor, gallery: Tensor, labels: Tensor) -> flo
     queries, gallery = _normalized(queries, gallery)
     relevant = _Relevant(labels)
     averages = []
-    step = _block_rows(gallery)
-    for start in range(0, len(queries), step):
+    for start, similarity in _similarities(queries, gallery, score):
         # Whole multiples of the tolerance, so that what differs in the last bits is equal.
-        similarity = (queries[start : start + step] @ gallery.T).div_(_TIE).round_().cpu().numpy()
-        for row, values in enumerate(similarity, start):
+        rounded = similarity.div_(_TIE).round_().cpu().numpy()
+        for row, values in enumerate(rounded, start):
             found = np.sort(values[relevant.mask(row)])
             values.sort()
             # A clip's rank is the last of those as similar as it is.
@@ -127,27 +134,38 @@ def _normalized(queries: Tensor, gallery: Tensor) -> tuple[Tensor, Tensor]:
     return F.normalize(queries.float(), dim=-1), F.normalize(gallery.float(), dim=-1)
 
 
-def _block_rows(gallery: Tensor) -> int:
-    return max(1, _BLOCK // max(1, len(gallery)))
+def _similarities(queries: Tensor, gallery: Tensor, score: str) -> Iterator[tuple[int, Tensor]]:
+    """Blocks of rows of the (N, N) similarities of normalised clips, each with the place of its first row."""
+    if queries.ndim == 2:
+        queries, gallery = queries[:, None], gallery[:, None]
+    chosen = pair_score(score)
+    step = max(1, _BLOCK // max(1, len(gallery) * chosen.held(gallery.shape[1])))
+    for start in range(0, len(queries), step):
+        yield start, chosen.similarity(queries[start : start + step], gallery)
 
 
-def cross_modal_retrieval(audio: Tensor, visual: Tensor, labels: Tensor | None = None) -> dict[str, float]:
+def cross_modal_retrieval(
+    audio: Tensor, visual: Tensor, labels: Tensor | None = None, score: str = "diagonal_mean"
+) -> dict[str, float]:
     """`retrieval_metrics` in both directions beside chance.
 
     Args:
-        audio: (N, D) audio embeddings.
-        visual: (N, D) visual embeddings of the same clips.
+        audio: (N, D) audio embeddings, or (N, M, D) of M moments of each clip.
+        visual: Visual embeddings of the same clips, of the same shape.
         labels: (N, C) 0 or 1 adds ``map``, `class_retrieval_map`, beside its chance.
+        score: As of `retrieval_metrics`.
 
     Returns:
         ``retrieval_a2v_*``, ``retrieval_v2a_*``, and ``retrieval_chance_r1/5/10``.
     """
-    values = {f"retrieval_a2v_{name}": value for name, value in retrieval_metrics(audio, visual).items()}
-    values |= {f"retrieval_v2a_{name}": value for name, value in retrieval_metrics(visual, audio).items()}
+    values = {}
+    for way, pair in (("a2v", (audio, visual)), ("v2a", (visual, audio))):
+        metrics = retrieval_metrics(*pair, score=score)
+        values |= {f"retrieval_{way}_{name}": value for name, value in metrics.items()}
     values |= {f"retrieval_chance_r{k}": min(1.0, k / len(audio)) for k in (1, 5, 10)}
     if labels is not None:
-        values["retrieval_a2v_map"] = class_retrieval_map(audio, visual, labels)
-        values["retrieval_v2a_map"] = class_retrieval_map(visual, audio, labels)
+        values["retrieval_a2v_map"] = class_retrieval_map(audio, visual, labels, score)
+        values["retrieval_v2a_map"] = class_retrieval_map(visual, audio, labels, score)
         values["retrieval_chance_map"] = _Relevant(labels).share()
     return values
 

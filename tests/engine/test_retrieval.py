@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ def test_equal_to_the_definition():
     values = retrieval_metrics(audio, visual)
     for k in (1, 5, 10):
         assert values[f"r{k}"] == pytest.approx((rank <= k).float().mean().item())
-    assert values["median_rank"] == rank.double().median().item()
+    assert values["median_rank"] == np.median(rank.numpy())
 
 
 def test_a_constant_embedding_scores_chance():
