@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -44,12 +44,36 @@ def retrieval_metrics(
         ValueError: An embedding is not finite.
     """
     queries, gallery = _normalized(queries, gallery)
+    return _recalls(_similarities(queries, gallery, score), ks, _TIE)
+
+
+def similarity_metrics(similarity: Tensor, ks: tuple[int, ...] = (1, 5, 10)) -> dict[str, float]:
+    """`retrieval_metrics` where what is compared is no pair of vectors: from the similarities themselves.
+
+    Ties are those that differ by less than 1e-6 of the largest similarity.
+
+    Args:
+        similarity: (N, N), rows are queries; the i-th one's match is the i-th column.
+        ks: Which k.
+
+    Raises:
+        ValueError: A similarity is not finite, or the shape is another.
+    """
+    if similarity.ndim != 2 or similarity.shape[0] != similarity.shape[1]:
+        raise ValueError(f"similarities must be (N, N), not {tuple(similarity.shape)}")
+    if not torch.isfinite(similarity).all():
+        raise ValueError("a similarity is not finite: nothing can be retrieved with it")
+    return _recalls([(0, similarity.float())], ks, _TIE * similarity.abs().max().item())
+
+
+def _recalls(blocks: Iterable[tuple[int, Tensor]], ks: tuple[int, ...], tie: float) -> dict[str, float]:
+    """`retrieval_metrics` from blocks of rows of the similarities, each with the place of its first row."""
     above, tied = [], []
-    for start, similarity in _similarities(queries, gallery, score):
+    for start, similarity in blocks:
         rows = torch.arange(len(similarity), device=similarity.device)
         match = similarity[rows, start + rows].unsqueeze(1)
-        above.append((similarity > match + _TIE).sum(1))
-        tied.append((similarity >= match - _TIE).sum(1) - above[-1])
+        above.append((similarity > match + tie).sum(1))
+        tied.append((similarity >= match - tie).sum(1) - above[-1])
     above, tied = torch.cat(above).double(), torch.cat(tied).double()
     metrics = {f"r{k}": ((k - above) / tied).clamp(0, 1).mean().item() for k in ks}
     metrics["median_rank"] = (1 + above + (tied - 1) / 2).quantile(0.5).item()
@@ -168,6 +192,13 @@ def cross_modal_retrieval(
         values["retrieval_v2a_map"] = class_retrieval_map(visual, audio, labels, score)
         values["retrieval_chance_map"] = _Relevant(labels).share()
     return values
+
+
+def similarity_retrieval(similarity: Tensor) -> dict[str, float]:
+    """`similarity_metrics` in both directions beside chance: (N, N), rows are sounds, columns pictures."""
+    values = {f"retrieval_a2v_{name}": value for name, value in similarity_metrics(similarity).items()}
+    values |= {f"retrieval_v2a_{name}": value for name, value in similarity_metrics(similarity.T).items()}
+    return values | {f"retrieval_chance_r{k}": min(1.0, k / len(similarity)) for k in (1, 5, 10)}
 
 
 def nearest(queries: Tensor, gallery: Tensor, count: int) -> Tensor:
