@@ -42,7 +42,7 @@ def per_class_bars(table: list[dict[str, Any]], kind: str) -> Tensor:
     if len(rows) > _MOST_BARS:
         title += f"; the best and the worst {_MOST_BARS // 2} of {len(rows)}"
         rows = rows[: _MOST_BARS // 2] + rows[-_MOST_BARS // 2 :]
-    names = [f"{row['class'][:_LONGEST]} ({row['positives']})" for row in rows]
+    names = [f"{_one_line(row['class'])[:_LONGEST]} ({row['positives']})" for row in rows]
     left = _width(names) + 2 * _GAP
     size = max(left + 320, _width([title]) + 2 * _GAP), (1 + len(rows)) * _ROW + 2 * _GAP
     sheet = Image.new("RGB", size, _GROUND)
@@ -75,7 +75,7 @@ def confusion_picture(matrix: Tensor, classes: list[str], kind: str) -> Tensor:
     coloured = colour_spectrogram(share.flip(0).T[None], zero, one)[0]
     pixels = _image(coloured.repeat_interleave(cell, 1).repeat_interleave(cell, 2))
     title = f"row: true class, column: said; per cent of the row, {kind}"
-    names = [name[:_LONGEST] for name in classes] if len(classes) <= _MOST_NAMES else []
+    names = [_one_line(name)[:_LONGEST] for name in classes] if len(classes) <= _MOST_NAMES else []
     left = _width(names) + 2 * _GAP
     top = _ROW + left
     size = max(left + pixels.width, _width([title])) + 2 * _GAP, top + pixels.height + _GAP
@@ -108,6 +108,7 @@ def error_sheet(frames: Tensor, fbank: Tensor, captions: list[str]) -> Tensor:
     Returns:
         (3, H', W') uint8.
     """
+    captions = [_one_line(caption) for caption in captions]
     sounds = _spectrograms(fbank, frames.shape[2])
     width = max(frames.shape[3] + sounds.shape[3] + 3 * _GAP, _width(captions) + 2 * _GAP)
     height = frames.shape[2] + _ROW + _GAP
@@ -161,6 +162,11 @@ def _spectrograms(fbank: Tensor, height: int) -> Tensor:
     coloured = colour_spectrogram(fbank, flat.quantile(0.01, dim=1), flat.quantile(0.995, dim=1))
     width = max(1, round(coloured.shape[3] * height / coloured.shape[2]))
     return F.interpolate(coloured.float(), (height, min(width, 4 * height))).byte()
+
+
+def _one_line(text: str) -> str:
+    """``text`` with spaces for whatever ends a line, which class names and ids may hold."""
+    return " ".join(text.splitlines())
 
 
 def _width(lines: list[str]) -> int:

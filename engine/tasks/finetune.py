@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from engine.training.runlog import RunLog, logger
 from engine.training.trainer import Trainer, TrainingData
 from engine.training.weight_average import WeightAverage
 from models import AudioVisualClassifier, parameter_count
+from models.weights.classes import CLASSES, kept_classes
 
 
 def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
@@ -173,17 +175,17 @@ def _weights_of(run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
 
 
 def keep_classes(run: Path, train: LabelledSet) -> None:
-    """Writes the vocabulary beside the run."""
+    """Writes the vocabulary beside the run, as JSON: a class's name may hold whatever ends a line."""
     run.mkdir(parents=True, exist_ok=True)
-    write_atomically(run / "classes.txt", "".join(f"{name}\n" for name in train.classes))
+    write_atomically(run / CLASSES, json.dumps(train.classes, ensure_ascii=False, indent=1) + "\n")
 
 
 def check_classes(run: Path, train: LabelledSet) -> None:
     """Raises ``ValueError`` where the run was trained on another vocabulary."""
-    path = run / "classes.txt"
-    if path.is_file() and path.read_text().splitlines() != train.classes:
+    classes = kept_classes(run)
+    if classes is not None and classes != train.classes:
         raise ValueError(
-            f"{run} was trained on other classes ({path}) than {train.location} has; use another output_dir"
+            f"{run} was trained on other classes ({run / CLASSES}) than {train.location} has; use another output_dir"
         )
 
 

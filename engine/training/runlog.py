@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +41,8 @@ class RunLog:
 
     Args:
         run: The run's folder, or None for a rank that writes nothing.
-        start_step: Records after it belong to an interrupted attempt and are taken out of ``metrics.jsonl``; None
+        start_step: Steps taken so far. What is later belongs to an interrupted attempt: records leave
+            ``metrics.jsonl``, TensorBoard's points are hidden. At 0 nothing is kept, since step 0 comes again. None
             adds to what is there, whatever its step.
         total_steps: For the progress bar and the time left.
     """
@@ -54,23 +57,22 @@ class RunLog:
         # Imported here: it is slow, and only rank 0 needs it.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self._writer = SummaryWriter(
-            str(run / "tensorboard"), purge_step=start_step + 1 if start_step else None
-        )
+        first = None if start_step is None else start_step + bool(start_step)
+        _put_before_now(run / "tensorboard")
+        self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
         self._metrics = run / "metrics.jsonl"
-        if start_step is not None:
-            _drop_records_after(self._metrics, start_step)
+        _keep_records(self._metrics, before=math.inf if first is None else first)
         if sys.stderr.isatty():
             self._bar = tqdm(total=total_steps, initial=self._start_step, unit="step", dynamic_ncols=True)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
-        """Writes named scalars of ``step`` to TensorBoard and ``metrics.jsonl``."""
+        """Writes named scalars of ``step`` to TensorBoard and ``metrics.jsonl`` (null for what is not finite)."""
         if self._run is None or self._writer is None:
             return
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        with self._metrics.open("a") as file:
-            file.write(json.dumps({"step": step, **values}) + "\n")
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False) + "\n")
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Shows the training metrics of a log interval on the console."""
@@ -114,22 +116,57 @@ class RunLog:
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:
-    """The records of ``RUN/metrics.jsonl``, in order."""
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    """The records of ``RUN/metrics.jsonl``, in order; NaN for what was not finite."""
+    return [
+        {name: math.nan if value is None else value for name, value in record.items()}
+        for record in _records(run / "metrics.jsonl")
+    ]
 
 
-def _drop_records_after(path: Path, step: int) -> None:
-    if not path.is_file():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
+def _records(path: Path) -> list[dict[str, float | None]]:
+    """The whole lines of a file of JSON lines; a line that a killed process left torn is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except json.JSONDecodeError:
-            break  # the line that was being written when the run was killed
-        if record["step"] <= step:
-            kept.append(line + "\n")
-    write_atomically(path, "".join(kept))
+            continue
+        if isinstance(record, dict) and "step" in record:
+            found.append(record)
+    return found
+
+
+def _keep_records(path: Path, before: float) -> None:
+    """Rewrites a run's records: whole ones of steps ``before`` the first to come."""
+    if path.is_file():
+        kept = [record for record in _records(path) if (record["step"] or 0) < before]
+        write_atomically(path, "".join(json.dumps(_finite(record)) + "\n" for record in kept))
+
+
+def _finite(record: Mapping[str, float | None]) -> dict[str, float | None]:
+    """A record with null for numbers that JSON does not have."""
+    return {
+        name: None if value is None or not math.isfinite(value) else value for name, value in record.items()
+    }
+
+
+def _put_before_now(folder: Path) -> None:
+    """Renames event files of the future, as a clock that was set back leaves them.
+
+    TensorBoard reads a run's files in the order of the time in their names, and hides earlier points only of files
+    that it has read by then.
+    """
+    now = int(time.time())
+    for place, path in enumerate(sorted(folder.glob("events.out.tfevents.*"))):
+        if _stamp(path) >= now:
+            # "~" sorts behind the host names of files of the same second.
+            name = path.name.removeprefix("events.out.tfevents.")
+            path.rename(path.with_name(f"events.out.tfevents.{now - 1:010d}.~{place:06d}.{name}"))
+
+
+def _stamp(path: Path) -> int:
+    word = path.name.split(".")[3]
+    return int(word) if word.isdigit() else 0
 
 
 def _duration(seconds: float) -> str:

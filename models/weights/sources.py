@@ -23,6 +23,7 @@ from torch import Tensor
 
 from models.cav_mae.config import ModelConfig
 from models.frontend import FbankConfig
+from models.weights.classes import kept_classes
 from models.weights.description import (
     METADATA_KEY,
     Description,
@@ -193,10 +194,8 @@ def _description(file: TensorFile) -> Description | None:
 
 def _classes(path: Path) -> tuple[str, ...] | None:
     """The vocabulary that a fine-tuning run keeps; ``path`` is of weights in a checkpoint of it."""
-    for folder in list(path.parents)[1:3]:
-        if (folder / "classes.txt").is_file():
-            return tuple((folder / "classes.txt").read_text().splitlines())
-    return None
+    found = (kept_classes(folder) for folder in list(path.parents)[1:3])
+    return next((tuple(classes) for classes in found if classes is not None), None)
 
 
 def _run_provenance(checkpoint: Path, config: Mapping[str, Any]) -> dict[str, Any]:

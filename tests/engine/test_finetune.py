@@ -160,4 +160,4 @@ def test_what_an_evaluation_leaves(runs: Path):
     pictures = {path.name.rsplit("_", 1)[0] for path in (runs / "whole" / "pictures").glob("*.png")}
     kinds = ("confusion", "per_class", "retrieval", "worst_errors")
     assert pictures == {f"{name}_{kind}" for name in ("last", "averaged") for kind in kinds}
-    assert (runs / "whole" / "classes.txt").read_text() == "class 0\nclass 1\nclass 2\n"
+    assert json.loads((runs / "whole" / "classes.json").read_text()) == ["class 0", "class 1", "class 2"]

@@ -18,6 +18,7 @@ from support.training import small_model_config
 from datasets.index import build_table
 from datasets.shards.manifest import Label, ShardIndex
 from engine.config import parse_config
+from engine.evaluation.pictures import confusion_picture, per_class_bars
 from engine.objectives.classification import LossName, Modalities
 from engine.parallel.world import World
 from engine.tasks.encoder_weights import load_classifier_weights, load_encoder_weights
@@ -41,6 +42,7 @@ from engine.tasks.labelled_sets import (
 )
 from engine.training.runlog import read_metrics
 from models import AudioVisualClassifier, FbankConfig, ModelConfig, build_model
+from models.weights.classes import kept_classes
 
 ALONE = World(0, 1, torch.device("cpu"))
 
@@ -232,9 +234,31 @@ def test_what_is_frozen_is_named(train: LabelledSet, shards: Path):
 def test_a_run_keeps_its_classes(tmp_path: Path, train: LabelledSet):
     keep_classes(tmp_path, train)
     check_classes(tmp_path, train)
-    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
+    (tmp_path / "classes.json").write_text('["dog", "cat", "bird"]')
     with pytest.raises(ValueError, match="was trained on other classes"):
         check_classes(tmp_path, train)
+
+
+ODD_NAMES = ["a\u2028b", "c\x85d", "e\nf", "g\r\nh", "i\x0bj", ""]
+
+
+def test_class_names_may_hold_ends_of_lines(tmp_path: Path, train: LabelledSet):
+    labels = [replace(train.index.labels[0], name=name) for name in ODD_NAMES]
+    odd = replace(train, index=replace(train.index, labels=tuple(labels)))
+    keep_classes(tmp_path, odd)
+    check_classes(tmp_path, odd)
+    assert kept_classes(tmp_path) == ODD_NAMES
+    table = [{"class": name, "positives": 1, "average_precision": 0.5, "auc": 0.5} for name in ODD_NAMES]
+    assert per_class_bars(table, "audio").shape[0] == 3
+    assert confusion_picture(torch.eye(6), ODD_NAMES, "audio").shape[0] == 3
+    (tmp_path / "classes.json").write_text('["a", ')
+    with pytest.raises(ValueError, match=r"classes\.json is not JSON"):
+        check_classes(tmp_path, odd)
+
+
+def test_a_run_of_before_kept_a_class_a_line(tmp_path: Path):
+    (tmp_path / "classes.txt").write_bytes("a\u2028b\nc\x85d\ne\rf\n".encode())
+    assert kept_classes(tmp_path) == ["a\u2028b", "c\x85d", "e\rf"]
 
 
 def test_a_refused_run_changes_nothing_of_the_run_that_is_there(tmp_path: Path, shards: Path):
@@ -244,12 +268,12 @@ def test_a_refused_run_changes_nothing_of_the_run_that_is_there(tmp_path: Path, 
     wanted = config(shards, str(tmp_path))
     with pytest.raises(ValueError, match="is of another model"):
         finetune(wanted, "of: this\n", ALONE)
-    (tmp_path / "classes.txt").write_text("dog\ncat\nbird\n")
+    (tmp_path / "classes.json").write_text('["dog", "cat", "bird"]')
     with pytest.raises(ValueError, match="was trained on other classes"):
         finetune(wanted, "of: this\n", ALONE)
     assert (tmp_path / "config.yaml").read_text() == "of: the other\n"
-    assert (tmp_path / "classes.txt").read_text() == "dog\ncat\nbird\n"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "classes.txt", "config.yaml"]
+    assert (tmp_path / "classes.json").read_text() == '["dog", "cat", "bird"]'
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "classes.json", "config.yaml"]
 
 
 def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):

@@ -30,6 +30,11 @@ def test_equal_to_the_definition():
     assert values["median_rank"] == np.median(rank.numpy())
 
 
+def test_median_rank_of_an_even_number_lies_between_the_middle_two():
+    gallery = torch.tensor([[1.0, 0.0], [1.0, -1.0]])
+    assert retrieval_metrics(torch.eye(2), gallery)["median_rank"] == 1.5
+
+
 def test_a_constant_embedding_scores_chance():
     _, _, labels = embeddings()
     constant = torch.full((50, 8), 0.7) + torch.tensor([0.1, 3.0, -2.0, 0, 0, 0.3, 0.9, 1e-3])

@@ -11,7 +11,7 @@ from support.processes import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.training.checkpoint import find_checkpoints
-from engine.training.runlog import RunLog, read_metrics
+from engine.training.runlog import read_metrics
 
 
 def test_non_finite_steps(tmp_path: Path) -> None:
@@ -84,10 +84,3 @@ def test_what_a_run_writes(tmp_path: Path) -> None:
     assert (picture.step, picture.width, picture.height) == (6, 8, 8)
     png = (tmp_path / "pictures" / "test_grey_00000006.png").read_bytes()
     assert struct.unpack(">II", png[16:24]) == (8, 8)
-
-
-def test_records_of_an_interrupted_attempt_are_dropped(tmp_path: Path) -> None:
-    lines = [json.dumps({"step": step, "train/loss": 1.0}) for step in (2, 4, 6)]
-    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 8, "tra')
-    RunLog(tmp_path, start_step=4, total_steps=10).close()
-    assert [record["step"] for record in read_metrics(tmp_path)] == [2, 4]
