@@ -6,8 +6,6 @@ that the same command embeds with them and the same probes measure them.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +18,16 @@ from datasets.loading.frames import EvenFrames
 from datasets.loading.loader import NUM_SAMPLES
 from datasets.loading.reader import FrameChoice, middle_frame
 from engine.embed.embedder import Embedder, Vectors
+from models.towers import Sound
+from models.towers.folders import PICTURE, SOUND, WaveTower, open_folder, read_settings
 
-_SOUND = ("wav2vec2", "hubert")
-_PICTURE = ("dinov2",)
 _VIDEO = ("videomae",)
 _IMAGENET = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 
 
 def is_backbone(folder: Path) -> bool:
     """Whether a folder is one that transformers wrote."""
-    return "model_type" in _read(folder / "config.json")
+    return "model_type" in read_settings(folder / "config.json")
 
 
 def load_backbone(folder: Path, choose_frames: FrameChoice = middle_frame) -> Embedder:
@@ -42,81 +40,36 @@ def load_backbone(folder: Path, choose_frames: FrameChoice = middle_frame) -> Em
     Raises:
         ValueError: transformers is missing, or the model is none of the four kinds.
     """
-    if importlib.util.find_spec("transformers") is None:
-        raise ValueError(f"{folder} needs transformers: pip install -e '.[backbones]'")
-    kind = _read(folder / "config.json").get("model_type")
-    if kind not in _SOUND + _PICTURE + _VIDEO:
-        known = ", ".join(_SOUND + _PICTURE + _VIDEO)
+    kind = read_settings(folder / "config.json").get("model_type")
+    if kind not in SOUND + PICTURE + _VIDEO:
+        known = ", ".join(SOUND + PICTURE + _VIDEO)
         raise ValueError(f"{folder} holds a {kind} model; backbones are {known}")
-    from transformers import AutoModel
-
-    model = AutoModel.from_pretrained(folder, local_files_only=True, weights_only=True).eval()
-    settings = _read(folder / "preprocessor_config.json")
-    if kind in _SOUND:
-        return SoundBackbone(model, settings)
-    if kind in _PICTURE:
-        return PictureBackbone(model, settings, choose_frames)
-    return VideoBackbone(model, settings)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
+    if kind in SOUND:
+        return SoundBackbone(WaveTower.open(folder).eval())
+    model, settings = open_folder(folder, PICTURE + _VIDEO)
+    if kind in PICTURE:
+        return PictureBackbone(model.eval(), settings, choose_frames)
+    return VideoBackbone(model.eval(), settings)
 
 
 class SoundBackbone(Embedder):
     """Wav2Vec2 or HuBERT: the mean of the last layer over a sound's own frames.
 
-    Where the first layer normalises over time (``feat_extract_norm: group``, the base models) padding would
-    change all frames, and only clips of one length are encoded together.
-
     Args:
-        model: Of transformers.
-        settings: Its ``preprocessor_config.json``.
+        tower: Gives the tokens; padding changes none of them.
     """
 
-    def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+    def __init__(self, tower: WaveTower) -> None:
         super().__init__()
-        self.model = model
-        self.config: Any = model.config
-        self.normalize = settings.get("do_normalize", True)
+        self.tower = tower
         self.audio, self.choose_frames = True, None
         self.num_samples = NUM_SAMPLES
-        self.least = 1  # samples that make one frame
-        for kernel, stride in reversed(
-            list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))
-        ):
-            self.least = (self.least - 1) * stride + kernel
 
     def forward(self, batch: AVBatch) -> Vectors:
         """See `Embedder`."""
         assert batch.waveform is not None
         assert batch.num_samples is not None
-        lengths = batch.num_samples.clamp_min(self.least)
-        inside = torch.arange(int(lengths.max()), device=lengths.device) < lengths[:, None]
-        wave = self._normalized(batch.waveform[:, : inside.shape[1]], inside)
-        if self.config.feat_extract_norm != "group":
-            return {"audio": self._mean(wave, inside)}
-        found = torch.zeros(len(wave), self.config.hidden_size, device=wave.device)
-        for length in lengths.unique().tolist():
-            rows = lengths == length
-            found[rows] = self._mean(wave[rows, :length], inside[rows, :length])
-        return {"audio": found}
-
-    def _normalized(self, waveform: Tensor, inside: Tensor) -> Tensor:
-        """Zero mean and unit variance over each clip's own samples, as the models were trained."""
-        wave = waveform.float() / 32768
-        if not self.normalize:
-            return wave * inside
-        count = inside.sum(dim=1, keepdim=True)
-        wave = wave - (wave * inside).sum(dim=1, keepdim=True) / count
-        variance = (wave.square() * inside).sum(dim=1, keepdim=True) / count
-        return wave / (variance + 1e-7).sqrt() * inside
-
-    def _mean(self, wave: Tensor, inside: Tensor) -> Tensor:
-        hidden = self.model(wave, attention_mask=inside.long()).last_hidden_state.float()
-        frames = self.model._get_feat_extract_output_lengths(inside.sum(dim=1))  # type: ignore[operator]
-        own = (torch.arange(hidden.shape[1], device=hidden.device) < frames[:, None]).unsqueeze(2)
-        return (hidden * own).sum(dim=1) / own.sum(dim=1)
+        return {"audio": self.tower(Sound(batch.waveform, batch.num_samples)).mean()}
 
 
 class _Frames(Embedder):

@@ -54,7 +54,7 @@ def test_a_sound_s_vector_does_not_depend_on_its_batch(tmp_path, kind, norm):
     }
     backbone = load_backbone(save(tmp_path, kind, **_SOUND, **stable))
     assert isinstance(backbone, SoundBackbone)
-    assert backbone.least == 490
+    assert backbone.tower.least == 490
     lengths = (5000, 16000, 9001, 5000)
     together = backbone(sounds(*lengths))["audio"]
     batch = sounds(*lengths)
@@ -129,5 +129,5 @@ def test_the_same_command_embeds_with_them(tmp_path, kind, settings, stream):
 
 def test_other_models_are_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ValueError, match="holds a bert model; backbones are wav2vec2"):
+    with pytest.raises(ValueError, match="holds a bert model; backbones are hubert"):
         load_backbone(tmp_path)

@@ -1,0 +1,204 @@
+"""Towers from local folders that transformers wrote: HuBERT and Wav2Vec2 for sound, DINOv2 for pictures (optional).
+
+Nothing is downloaded and no code of a folder is run. Dropout, layer drop and SpecAugment are switched off: they draw
+from a generator whose state no checkpoint holds, and short clips would fail in them.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from models.frontend import IMAGENET_MEAN, IMAGENET_STD
+from models.towers.base import AudioTower, Sound, Tokens, VisualTower, first
+
+SOUND = ("hubert", "wav2vec2")
+PICTURE = ("dinov2",)
+_OFF = {
+    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+    **dict.fromkeys(("layerdrop", "mask_time_prob", "mask_feature_prob", "final_dropout"), 0.0),
+    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"), 0.0),
+}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """A JSON file of a folder; nothing where there is none.
+
+    Raises:
+        ValueError: The file is no JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} can't be read as JSON: {error}") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds no JSON object")
+    return found
+
+
+def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]]:
+    """The model in a folder, and the settings of its preprocessor.
+
+    Args:
+        folder: What transformers' ``save_pretrained`` wrote.
+        kinds: The ``model_type`` wanted.
+
+    Raises:
+        ValueError: transformers is missing, the folder holds another model or none, or not all of its weights.
+    """
+    settings = read_settings(folder / "config.json")
+    kind = settings.get("model_type")
+    if kind not in kinds:
+        what = f"holds a {kind} model" if kind else "holds no config.json with a model_type"
+        raise ValueError(
+            f"{folder} {what}; wanted is a folder of {' or '.join(kinds)}, as transformers writes it"
+        )
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError(f"{folder} needs transformers: pip install -e '.[backbones]'")
+    from transformers import AutoConfig, AutoModel
+
+    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    for name in _OFF.keys() & settings.keys():
+        setattr(config, name, _OFF[name])
+    try:
+        model, loading = AutoModel.from_pretrained(
+            folder, config=config, local_files_only=True, weights_only=True, output_loading_info=True
+        )
+    except OSError as error:
+        raise ValueError(f"{folder} holds no weights that can be read: {error}") from None
+    if loading["missing_keys"]:
+        raise ValueError(f"{folder} lacks weights of the model, such as {sorted(loading['missing_keys'])[0]}")
+    return model, read_settings(folder / "preprocessor_config.json")
+
+
+class WaveTower(AudioTower):
+    """HuBERT or Wav2Vec2: the last layer's tokens, about 20 ms each.
+
+    Where the first layer normalises over time (``feat_extract_norm: group``, the base models) its statistics are those
+    of each clip's own frames, so that padding changes nothing.
+
+    Args:
+        model: Of transformers.
+        settings: Its ``preprocessor_config.json``.
+    """
+
+    def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        self.width = config.hidden_size
+        self.normalize = settings.get("do_normalize", True)
+        self.sample_rate = settings.get("sampling_rate", 16000)
+        self.grouped = config.feat_extract_norm == "group"
+        self.convs = list(zip(config.conv_kernel, config.conv_stride, strict=True))
+        self.least = 1  # samples that make one token
+        for kernel, stride in reversed(self.convs):
+            self.least = (self.least - 1) * stride + kernel
+
+    @classmethod
+    def open(cls, folder: Path) -> WaveTower:
+        """The tower in a folder; see `open_folder`."""
+        return cls(*open_folder(folder, SOUND))
+
+    def forward(self, inputs: Sound) -> Tokens:
+        """Tokens of the grid (T,). A clip too short for one token gives one, of the clip and zeros behind it."""
+        waveform = F.pad(inputs.waveform, (0, max(0, self.least - inputs.waveform.shape[1])))
+        samples = inputs.num_samples.clamp_min(self.least)
+        features, count = self._extract(self._normalized(waveform, samples), samples)
+        mask = first(count, features.shape[2])
+        model: Any = self.model
+        hidden = model.feature_projection(rearrange(features, "b c t -> b t c"))
+        hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # Wav2Vec2 gives its input as well
+        hidden = hidden.masked_fill(~mask[..., None], 0.0)
+        values = model.encoder(hidden, attention_mask=mask).last_hidden_state
+        return Tokens(values, mask, (values.shape[1],))
+
+    def _normalized(self, waveform: Tensor, samples: Tensor) -> Tensor:
+        """Zero mean and unit variance over each clip's own samples, as the models were trained."""
+        inside = first(samples, waveform.shape[1])
+        wave = waveform if waveform.is_floating_point() else waveform.float() / 32768
+        if not self.normalize:
+            return wave * inside
+        count = samples[:, None]
+        wave = (wave - (wave * inside).sum(1, keepdim=True) / count) * inside
+        variance = wave.square().sum(1, keepdim=True) / count
+        return wave / (variance + 1e-7).sqrt()
+
+    def _extract(self, wave: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, S) -> (B, C, T) of the convolutions, which have no padding of their own, and (B,) how many are real."""
+        x = wave[:, None]
+        model: Any = self.model
+        layers = model.feature_extractor.conv_layers
+        for n, (layer, (kernel, stride)) in enumerate(zip(layers, self.convs, strict=True)):
+            count = (count - kernel) // stride + 1
+            if self.grouped and n == 0:
+                x = layer.activation(_masked_group_norm(layer.layer_norm, layer.conv(x), count))
+            else:
+                x = layer(x)
+        return x, count
+
+
+def _masked_group_norm(norm: nn.GroupNorm, x: Tensor, count: Tensor) -> Tensor:
+    """A GroupNorm with a group to each channel, over the first ``count`` moments of each clip: (B, C, T)."""
+    inside = first(count, x.shape[2])[:, None]
+    total = count[:, None, None]
+    centred = (x - (x * inside).sum(2, keepdim=True) / total) * inside
+    variance = centred.square().sum(2, keepdim=True) / total
+    return centred * (variance + norm.eps).rsqrt() * norm.weight[:, None] + norm.bias[:, None]
+
+
+class PictureTower(VisualTower):
+    """DINOv2: the patch tokens and the class token after the last norm.
+
+    Args:
+        model: Of transformers.
+        settings: Its ``preprocessor_config.json``.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.model = model
+        config: Any = model.config
+        self.width, self.patch_size = config.hidden_size, config.patch_size
+        mean, std = (
+            torch.tensor(settings.get(f"image_{name}", default))[:, None, None]
+            for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
+        )
+        ours, spread = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
+        self.register_buffer("scale", spread / std, persistent=False)
+        self.register_buffer("shift", (ours - mean) / std, persistent=False)
+        if (mask_token := getattr(model.embeddings, "mask_token", None)) is not None:
+            mask_token.requires_grad_(False)  # of its pretraining; nothing is masked here
+
+    @classmethod
+    def open(cls, folder: Path) -> PictureTower:
+        """The tower in a folder; see `open_folder`."""
+        return cls(*open_folder(folder, PICTURE))
+
+    def forward(self, inputs: Tensor) -> Tokens:
+        """(B, N, 3, H, W) -> tokens of the grid (N, H / patch, W / patch); the class token is the frames' mean."""
+        frames, height, width = inputs.shape[1], *inputs.shape[3:]
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"pictures of {height} x {width} pixels can't be cut in the backbone's patches of {self.patch_size}: "
+                f"set model.image_size to a multiple of {self.patch_size}"
+            )
+        pictures = rearrange(inputs * self.scale + self.shift, "b n c h w -> (b n) c h w")
+        found = self.model(pictures).last_hidden_state
+        values = rearrange(found[:, 1:], "(b n) l d -> b (n l) d", n=frames)
+        cls = rearrange(found[:, 0], "(b n) d -> b n d", n=frames).mean(1)
+        grid = (frames, height // self.patch_size, width // self.patch_size)
+        return Tokens(values, values.new_ones(values.shape[:2]).bool(), grid, cls)
