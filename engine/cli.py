@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from datasets.batch import TooManyFailuresError
 from datasets.shards.tar import ShardError
-from engine.config import parse_config
+from engine.config import RunConfig, parse_config
 from engine.parallel.world import World, distributed
-from engine.training.checkpoint import CheckpointError
+from engine.training.checkpoint import CheckpointError, newest_sound_checkpoint
 from engine.training.runlog import logger, setup_console
 from engine.training.stop import EXIT_RERUN
 from engine.training.trainer import TrainingError
 
-T = TypeVar("T")
+T = TypeVar("T", bound=RunConfig)
 
 #: What is wrong with what the user gave, said in a line; anything else is our mistake and shows its traceback.
 _USER_ERRORS = (ShardError, CheckpointError, TrainingError, TooManyFailuresError, ValueError)
@@ -27,6 +28,8 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
     setup_console(is_main=os.environ.get("RANK", "0") == "0")
     try:
         with distributed() as world:
+            if not getattr(config, "eval_only", False):  # a live run's folder may be evaluated
+                newest_sound_checkpoint(Path(config.output_dir), world)
             finished = main(config, config_yaml, world)
     except _USER_ERRORS as error:
         logger.error("%s: %s", type(error).__name__, error)

@@ -5,7 +5,8 @@
 - ``deepspeed/``: the optimizer's and model's state as DeepSpeed writes it, read only to resume this very run;
 - ``model.safetensors``: the model's plain float32 weights, readable without Earsight;
 - ``config.yaml``: the resolved config;
-- ``state.json``: step, world size and ZeRO stage, versions.
+- ``state.json``: step, world size and ZeRO stage, versions, and size and SHA-256 of every other file. A checkpoint
+  that is damaged is set aside when its run is resumed, under a name that says so, and the one before it is taken.
 
 Batches, masks, augmentation and learning rate are functions of the step, so the step is all there is to resume.
 A run resumed in a world of another size goes through DeepSpeed's universal checkpoint where ZeRO has partitioned
@@ -14,13 +15,14 @@ the state.
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,8 @@ from torch import Tensor, nn
 
 from datasets.atomic import fsync
 from engine.parallel.world import World
+from engine.training.integrity import STATE, digest_files, find_damage, read_sealed, write_sealed
+from engine.training.runlog import logger
 from models.weights.tensor_files import write_safetensors
 
 _NAME = re.compile(r"^step_(\d{8})$")
@@ -52,6 +56,7 @@ class CheckpointState:
         zero_stage: DeepSpeed's ZeRO stage.
         torch: Version of torch.
         deepspeed: Version of DeepSpeed.
+        files: Bytes and SHA-256 of each file; none in checkpoints of earlier versions, which are not checked.
     """
 
     step: int
@@ -59,6 +64,7 @@ class CheckpointState:
     zero_stage: int
     torch: str
     deepspeed: str
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,16 +82,81 @@ class Checkpoint:
     @property
     def config_yaml(self) -> str:
         """The resolved config of the run that wrote it."""
-        return (self.path / "config.yaml").read_text()
+        return (self.path / "config.yaml").read_text(encoding="utf-8")
 
 
 def find_checkpoints(run: Path) -> list[Checkpoint]:
-    """The complete checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first; one whose ``state.json`` is damaged is left out and named."""
     found = []
-    for path in sorted((run / "checkpoints").glob("step_*")):
-        if _NAME.match(path.name):
-            found.append(Checkpoint(path, CheckpointState(**json.loads((path / "state.json").read_text()))))
+    for path in _folders(run):
+        try:
+            found.append(_open_checkpoint(path))
+        except CheckpointError as error:
+            logger.warning("left out: %s", error)
     return found
+
+
+def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
+    """The newest checkpoint whose files are what was written, or None in a run without one; every rank calls it.
+
+    Damaged ones that are newer are set aside as ``damaged_step_…``, and the log says what is wrong with them.
+
+    Raises:
+        CheckpointError: All that there are, are damaged.
+    """
+    problems: list[str] = []
+    while True:
+        newest = world.broadcast_object(_newest(run) if world.is_main else None)
+        if newest is None:
+            break
+        if isinstance(newest, Checkpoint):
+            problem = find_damage(newest.path, newest.state.files, world)
+            if problem is None:
+                return newest
+            problems.append(f"{newest.path} is damaged: {problem}")
+        else:
+            problems.append(str(newest))
+        if world.is_main:
+            logger.error("%s; it is set aside", problems[-1])
+            _set_aside(_folders(run)[-1])
+        world.barrier()
+    if problems:
+        raise CheckpointError(
+            f"no checkpoint of {run} is sound: {'; '.join(problems)}. Bring back one of them from a copy, or choose "
+            "another output_dir to begin anew"
+        )
+    return None
+
+
+def _newest(run: Path) -> Checkpoint | str | None:
+    """The newest checkpoint, or what is wrong with its ``state.json``."""
+    folders = _folders(run)
+    try:
+        return _open_checkpoint(folders[-1]) if folders else None
+    except CheckpointError as error:
+        return str(error)
+
+
+def _folders(run: Path) -> list[Path]:
+    return [path for path in sorted((run / "checkpoints").glob("step_*")) if _NAME.match(path.name)]
+
+
+def _open_checkpoint(path: Path) -> Checkpoint:
+    try:
+        values = read_sealed(path / STATE)
+        known = {f.name: values[f.name] for f in fields(CheckpointState) if f.name in values}
+        state = CheckpointState(**known)
+        if f"step_{state.step:08d}" != path.name:
+            raise ValueError(f"{STATE} is of step {state.step}")
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    return Checkpoint(path, state)
+
+
+def _set_aside(path: Path) -> None:
+    damaged = path.with_name(f"damaged_{path.name}")
+    shutil.rmtree(damaged, ignore_errors=True)
+    path.rename(damaged)
 
 
 def save_checkpoint(
@@ -118,14 +189,17 @@ def save_checkpoint(
     engine.save_checkpoint(str(temporary), tag=_DEEPSPEED, save_latest=False)
     if world.is_main:
         save_weights(model, temporary / "model.safetensors")
-        (temporary / "config.yaml").write_text(config_yaml)
-        state = CheckpointState(step, world.size, zero_stage, torch.__version__, deepspeed.__version__)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1))
+        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
     world.barrier()
     # On every node: one that vanishes later must not take along what it had yet to write.
     _sync_tree(temporary)
     world.barrier()
+    files = digest_files(temporary, world)
     if world.is_main:
+        state = CheckpointState(step, world.size, zero_stage, torch.__version__, deepspeed.__version__, files)
+        write_sealed(temporary / STATE, asdict(state))
+        fsync(temporary / STATE)
+        fsync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         fsync(folder)
@@ -158,7 +232,8 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: bool) -> Non
         universal: Whether ``universal_folder`` made a copy for this world size, which is then read.
     """
     tag = "universal" if universal else _DEEPSPEED
-    loaded, _ = engine.load_checkpoint(str(checkpoint.path), tag=tag)
+    with plain_path(checkpoint.path) as folder:
+        loaded, _ = engine.load_checkpoint(folder, tag=tag)
     if loaded is None:
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
 
@@ -220,10 +295,16 @@ def make_universal(checkpoint: Checkpoint) -> None:
     shutil.rmtree(temporary, ignore_errors=True)
     command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    command += ["--input_folder", str(checkpoint.path / _DEEPSPEED), "--output_folder", str(temporary)]
     hidden = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment)
+    with plain_path(checkpoint.path) as folder:
+        command += [
+            "--input_folder",
+            f"{folder}/{_DEEPSPEED}",
+            "--output_folder",
+            f"{folder}/{temporary.name}",
+        ]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed's conversion failed:\n{result.stderr[-2000:]}")
     temporary.rename(target)
@@ -264,6 +345,16 @@ def weights_are_finite(module: nn.Module) -> bool:
     """Whether no parameter of this rank holds NaN or infinity."""
     sums = torch.stack([parameter.float().sum() for parameter in module.parameters()])
     return bool(torch.isfinite(sums).all().item())
+
+
+@contextmanager
+def plain_path(folder: Path) -> Iterator[str]:
+    """A path of ``folder`` without its name, whose brackets DeepSpeed would hand to ``glob``."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -1,0 +1,84 @@
+"""Whether a checkpoint still is what was written: sizes and SHA-256 of its files, and a seal on the list of them.
+
+All ranks share the work, on saving and before loading. A folder that all of them see is taken for granted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from engine.parallel.world import World
+
+#: The file that holds the list. It is written last and sealed by itself.
+STATE = "state.json"
+_SEAL = "sha256"
+
+
+def digest_files(folder: Path, world: World) -> dict[str, tuple[int, str]]:
+    """Bytes and SHA-256 of every file below ``folder`` but the list itself, by relative name; every rank calls it."""
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    own = {name: _digest(folder / name) for name in names[world.rank :: world.size] if name != STATE}
+    return {name: found for part in world.gather_objects(own) for name, found in part.items()}
+
+
+def find_damage(folder: Path, files: Mapping[str, tuple[int, str]], world: World) -> str | None:
+    """What is wrong with the first damaged file of ``folder``, or None; every rank calls it and gets the same.
+
+    Args:
+        folder: The checkpoint.
+        files: What `digest_files` found when it was written.
+        world: The processes.
+    """
+    own = [_damage(folder / name, files[name]) for name in sorted(files)[world.rank :: world.size]]
+    return next((found for part in world.gather_objects(own) for found in part if found), None)
+
+
+def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
+    """Writes a JSON object with its own SHA-256 as its last entry."""
+    path.write_text(json.dumps({**values, _SEAL: _seal(values)}, indent=1) + "\n", encoding="utf-8")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Reads what `write_sealed` wrote, or an object of an earlier version, which had no seal.
+
+    Raises:
+        ValueError: It is missing, no JSON object, or another one than was written.
+    """
+    try:
+        values = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ValueError(f"{path.name} can't be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} holds no JSON object")
+    seal = values.pop(_SEAL, None)
+    if seal is not None and seal != _seal(values):
+        raise ValueError(f"{path.name} was changed since it was written")
+    return values
+
+
+def _digest(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damage(path: Path, expected: tuple[int, str]) -> str | None:
+    size, digest = expected
+    try:
+        found = path.stat().st_size
+        if found != size:
+            return f"{path.name} has {found} bytes, not {size}"
+        return None if _digest(path)[1] == digest else f"{path.name} holds other bytes than were written"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except OSError as error:
+        return f"{path.name} can't be read ({error.strerror})"
+
+
+def _seal(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

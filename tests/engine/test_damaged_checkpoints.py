@@ -1,0 +1,113 @@
+"""A damaged checkpoint is found, named and set aside, whatever happened to whichever of its files."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from support.runlines import said
+
+from engine.parallel.world import World
+from engine.training.checkpoint import (
+    CheckpointError,
+    CheckpointState,
+    find_checkpoints,
+    newest_sound_checkpoint,
+    plain_path,
+)
+from engine.training.integrity import STATE, digest_files, write_sealed
+
+ALONE = World(0, 1, torch.device("cpu"))
+FILES = ("model.safetensors", "config.yaml", "deepspeed/mp_rank_00_model_states.pt", STATE)
+DAMAGE: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-7]),
+    "removed": lambda path: path.unlink(),
+    "zeroed inside": lambda path: path.write_bytes(
+        path.read_bytes()[:40] + bytes(20) + path.read_bytes()[60:]
+    ),
+    "grown": lambda path: path.write_bytes(path.read_bytes() + b"\n"),
+    "became a folder": lambda path: (path.unlink(), path.mkdir()),
+}
+
+
+def write_checkpoint(run: Path, step: int) -> Path:
+    folder = run / "checkpoints" / f"step_{step:08d}"
+    (folder / "deepspeed").mkdir(parents=True)
+    for name in FILES[:-1]:
+        (folder / name).write_bytes(bytes(range(1, 101)) + name.encode())
+    state = CheckpointState(step, 1, 0, "2.11.0", "0.19.8", digest_files(folder, ALONE))
+    write_sealed(folder / STATE, asdict(state))
+    return folder
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("name", FILES)
+def test_the_newest_good_one_is_taken(tmp_path: Path, name: str, damage: str) -> None:
+    good, bad = (write_checkpoint(tmp_path, step) for step in (4, 8))
+    DAMAGE[damage](bad / name)
+    if name == STATE and damage == "grown":  # white space behind an object is none of its damage
+        assert newest_sound_checkpoint(tmp_path, ALONE) is not None
+        return
+    with said(logging.WARNING) as lines:
+        found = newest_sound_checkpoint(tmp_path, ALONE)
+    assert found is not None
+    assert found.path == good
+    assert len(lines) == 1
+    assert "step_00000008 is damaged" in lines[0]
+    assert Path(name).name in lines[0]
+    assert "set aside" in lines[0]
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "damaged_step_00000008", "step_00000004"
+    ]  # fmt: skip
+
+
+def test_a_changed_number_in_the_state_is_found(tmp_path: Path) -> None:
+    state = write_checkpoint(tmp_path, 4) / STATE
+    state.write_text(state.read_text().replace('"world_size": 1', '"world_size": 2'))
+    with pytest.raises(
+        CheckpointError, match=r"no checkpoint of .* is sound: .* was changed since it was written"
+    ):
+        newest_sound_checkpoint(tmp_path, ALONE)
+
+
+def test_without_a_good_one_the_run_does_not_begin_anew(tmp_path: Path) -> None:
+    for step in (4, 8):
+        (write_checkpoint(tmp_path, step) / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(
+        CheckpointError, match=r"Bring back one of them from a copy, or choose another output_dir"
+    ):
+        newest_sound_checkpoint(tmp_path, ALONE)
+    assert newest_sound_checkpoint(tmp_path / "new", ALONE) is None
+
+
+def test_checkpoints_of_earlier_versions_are_taken_as_they_are(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, 4)
+    old = {"step": 4, "world_size": 1, "zero_stage": 0, "torch": "2", "deepspeed": "0"}
+    (folder / STATE).write_text(json.dumps(old))
+    found = newest_sound_checkpoint(tmp_path, ALONE)
+    assert found is not None
+    assert found.state == CheckpointState(**old)
+
+
+def test_a_reader_leaves_a_damaged_one_out_and_where_it_is(tmp_path: Path) -> None:
+    good, bad = (write_checkpoint(tmp_path, step) for step in (4, 8))
+    (bad / STATE).write_bytes(b"")
+    with said(logging.WARNING) as lines:
+        assert [found.path for found in find_checkpoints(tmp_path)] == [good]
+    assert "left out" in lines[0]
+    assert bad.is_dir()
+
+
+def test_a_plain_path_has_no_brackets(tmp_path: Path) -> None:
+    folder = tmp_path / "a[b]*?"
+    folder.mkdir()
+    (folder / "file").write_text("here")
+    with plain_path(folder) as path:
+        assert not set(path) & set("[]*?")
+        assert Path(path, "file").read_text() == "here"
