@@ -17,8 +17,9 @@ import platform
 import time
 from collections.abc import Sequence
 
-from datasets.loading.loader import DataConfig, train_loader
-from datasets.loading.sampling import MixupReader, SamplingConfig
+from datasets.loading.loader import ClipNeeds, DataConfig, TrainShare, train_loader
+from datasets.loading.reader import ClipReader
+from datasets.loading.sampling import SamplingConfig
 
 CASES = {
     "plain": SamplingConfig(),
@@ -33,9 +34,9 @@ def measure(
 ) -> tuple[float, float, float]:
     """Milliseconds of wall clock and of processor a clip, and shards touched by a batch."""
     config = DataConfig(shards, num_workers=0, shuffle_window=window)
-    loader = train_loader(config, seed=0, global_batch_size=batch_size, sampling=sampling)
-    reader = loader.dataset.reader if isinstance(loader.dataset, MixupReader) else loader.dataset
-    table = reader.table  # type: ignore[attr-defined]  # a ClipReader
+    loader = train_loader(config, ClipNeeds(), TrainShare(0, batch_size), sampling)
+    assert isinstance(loader.reader, ClipReader)
+    table = loader.reader.table
     batches = iter(loader)
     next(batches)  # opens the shards
     wall, cpu, touched = time.perf_counter(), time.process_time(), 0

@@ -1,4 +1,4 @@
-"""PyTorch data loaders of ``AVBatch`` made from a plan and a reader, and the settings of the data.
+"""Batches of clips made from a plan and a reader.
 
 Nothing is seeded here and nothing has to be restored: what a batch holds follows from its step alone,
 whatever the number of workers and ranks.
@@ -6,31 +6,35 @@ whatever the number of workers and ranks.
 
 from __future__ import annotations
 
-import gc
-import os
-import signal
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Generic, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader
 
-from datasets.batch import AVBatch, collate
+from datasets.batch import AVBatch, Ticket, collate
+from datasets.loading.config import NUM_SAMPLES, ClipNeeds, DataConfig, WeightedSet
 from datasets.loading.frames import EvenFrames, FrameChoice, all_frames, middle_frame, random_frame
+from datasets.loading.joined import JoinedReader, common_labels, training_order
 from datasets.loading.plan import EvaluationBatches, EvaluationPlan, SamplePlan, TrainingBatches
 from datasets.loading.reader import ClipReader
-from datasets.loading.sampling import MixupReader, SamplingConfig, collate_mixed, epoch_order, subset_rows
+from datasets.loading.sampling import MixupReader, SamplingConfig, collate_mixed, subset_rows
+from datasets.loading.workers import make_loader
 from datasets.shards.store import ShardStore, is_url
 
 __all__ = [
+    "NUM_SAMPLES",
+    "ClipLoader",
+    "ClipNeeds",
     "DataConfig",
     "EvenFrames",
+    "FrameChoice",
+    "TrainShare",
+    "WeightedSet",
     "all_frames",
     "evaluation_loader",
     "middle_frame",
@@ -39,49 +43,61 @@ __all__ = [
     "train_loader",
 ]
 
-NUM_SAMPLES = (1024 - 1) * 160 + 400
-"""Waveform samples that give 1024 log-mel frames (25 ms windows every 10 ms at 16 kHz), about 10 s."""
+Plan = TypeVar("Plan")
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """Where the clips come from and how they are read.
+class TrainShare:
+    """Which part of the training sequence a process reads.
 
     Attributes:
-        train: Folder or URL of the training set's shards.
-        val: The same of the held-out set; None for none.
-        num_workers: Reader processes of each rank; 0 reads in the training process.
-        prefetch_factor: Batches that each worker reads ahead.
-        shuffle_window: Shards among which clips are shuffled at a time.
-        cache_dir: Folder for shards fetched from URLs; None where all are local.
-        cache_gb: Upper bound of that folder in 10^9 bytes.
-        max_bad_fraction: Share of clips that may turn out unreadable before the run stops.
+        seed: Of the order and of all that is random about a clip.
+        global_batch_size: Clips to a step over all ranks and micro-batches.
+        num_micro_batches: Micro-batches accumulated to a step.
+        rank: This process among ``world_size``.
+        world_size: Number of ranks.
+        start_step: First step to come; costs nothing.
+        num_steps: The step before which it ends; without it there is no end.
+        skipped_steps: Steps that are skipped.
     """
 
-    train: str
-    val: str | None = None
-    num_workers: int = 4
-    prefetch_factor: int = 4
-    shuffle_window: int = 16
-    cache_dir: str | None = None
-    cache_gb: float = 50.0
-    max_bad_fraction: float = 0.01
+    seed: int
+    global_batch_size: int
+    num_micro_batches: int = 1
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+    num_steps: int | None = None
+    skipped_steps: Sequence[int] = ()
 
-    def __post_init__(self) -> None:
-        if not self.train:
-            raise ValueError("data.train must name the folder or URL of the training set")
-        if self.num_workers < 0:
-            raise ValueError(f"data.num_workers must be 0 or more, not {self.num_workers}")
-        for name in ("prefetch_factor", "shuffle_window"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
-        if not self.cache_gb > 0:
-            raise ValueError(f"data.cache_gb must be above 0, not {self.cache_gb}")
-        if not 0 <= self.max_bad_fraction <= 1:
-            raise ValueError(f"data.max_bad_fraction must be within 0 and 1, not {self.max_bad_fraction}")
-        remote = [location for location in (self.train, self.val) if location and is_url(location)]
-        if remote and self.cache_dir is None:
-            raise ValueError(f"data.cache_dir must name a folder to keep the shards of {remote[0]} in")
+
+@dataclass(frozen=True)
+class ClipLoader(Generic[Plan]):
+    """Batches of clips, and what they are made from. Iterate a training loader once.
+
+    Attributes:
+        batches: The batches, in order.
+        reader: Reads single clips.
+        plan: Says which clip comes when.
+    """
+
+    batches: DataLoader[AVBatch]
+    reader: ClipReader | JoinedReader
+    plan: Plan
+
+    def __iter__(self) -> Iterator[AVBatch]:
+        return iter(self.batches)
+
+    @property
+    def num_clips(self) -> int:
+        """Clips of the set, or of all sets together."""
+        return len(self.reader)
+
+    def read(self, tickets: Sequence[Ticket]) -> AVBatch:
+        """Reads single clips as a batch, in this process."""
+        items = self.batches.dataset.__getitems__(tickets)  # type: ignore[attr-defined]  # as every reader
+        batch: AVBatch = self.batches.collate_fn(items)  # type: ignore[assignment]
+        return batch
 
 
 def open_store(config: DataConfig, location: str) -> ShardStore:
@@ -90,85 +106,62 @@ def open_store(config: DataConfig, location: str) -> ShardStore:
 
 
 def train_loader(
-    config: DataConfig,
-    *,
-    seed: int,
-    global_batch_size: int,
-    num_micro_batches: int = 1,
-    rank: int = 0,
-    world_size: int = 1,
-    start_step: int = 0,
-    num_steps: int | None = None,
-    skipped_steps: Sequence[int] = (),
-    audio: bool = True,
-    choose_frames: FrameChoice | None = random_frame,
-    image_size: int = 224,
-    num_samples: int = NUM_SAMPLES,
-    sampling: SamplingConfig | None = None,
-) -> DataLoader[AVBatch]:
-    """A rank's micro-batches from ``start_step`` on, ``num_micro_batches`` to a step.
-
-    ``loader.dataset`` is the ``ClipReader`` (its ``index`` has vocabulary and statistics, its ``table`` the
-    clips), ``loader.batch_sampler.plan`` the ``SamplePlan``. Iterate it once; to go to another step make
-    another.
+    config: DataConfig, needs: ClipNeeds, share: TrainShare, sampling: SamplingConfig | None = None
+) -> ClipLoader[SamplePlan]:
+    """A rank's micro-batches from a step on, ``num_micro_batches`` to a step.
 
     Args:
         config: The data.
-        seed: Of the order and of all that is random about a clip.
-        global_batch_size: Clips to a step over all ranks and micro-batches.
-        num_micro_batches: Micro-batches accumulated to a step.
-        rank: This process among ``world_size``.
-        world_size: Number of ranks.
-        start_step: First step to come; costs nothing.
-        num_steps: The step before which it ends; without it there is no end.
-        skipped_steps: Steps that are passed over.
-        audio: Read the sound.
-        choose_frames: Which frames to read; None for none.
-        image_size: Side of the frames in pixels.
-        num_samples: Length to which waveforms are cut or padded.
+        needs: What is read of a clip.
+        share: Which part of the training sequence.
         sampling: How clips are drawn and mixed; None is each clip once an epoch. With mixup the batches are
-            ``MixedBatch`` and ``loader.dataset.reader`` is the ``ClipReader``.
+            ``MixedBatch``.
 
     Raises:
-        ShardError: The set is missing, damaged, or not what its index says.
+        ShardError: A set is missing, damaged, or not what its index says.
         ValueError: Batch size, ranks and micro-batches don't fit, the set is smaller than a global batch, or
             the cache is too small for the shuffle window.
     """
-    store = open_store(config, config.train)
-    reader = ClipReader(store, audio=audio, choose_frames=choose_frames, image_size=image_size)
-    _check_cache(config, reader)
+    sets = config.train_sets
+    readers = [_reader(config, part.path, needs, needs.train_frames) for part in sets]
+    _check_cache(config, readers)
     sampling = sampling or SamplingConfig()
-    order = epoch_order(reader.table, sampling, seed, config.shuffle_window)
-    batches = TrainingBatches(
-        SamplePlan(order, seed, global_batch_size),
-        rank=rank,
-        world_size=world_size,
-        num_micro_batches=num_micro_batches,
-        start_step=start_step,
-        num_steps=num_steps,
-        skipped_steps=skipped_steps,
+    order = training_order(
+        [reader.table for reader in readers],
+        [part.weight for part in sets],
+        sampling,
+        share.seed,
+        config.shuffle_window,
     )
-    if sampling.mixup:
-        pool = subset_rows(reader.table, sampling.max_clips, seed)
-        mixing = MixupReader(reader, pool, sampling)
-        return _loader(config, mixing, batches, partial(collate_mixed, **_shape(reader, num_samples)))
-    return _loader(config, reader, batches, partial(collate, **_shape(reader, num_samples)))
+    plan = SamplePlan(order, share.seed, share.global_batch_size)
+    batches = TrainingBatches(
+        plan,
+        rank=share.rank,
+        world_size=share.world_size,
+        num_micro_batches=share.num_micro_batches,
+        start_step=share.start_step,
+        num_steps=share.num_steps,
+        skipped_steps=share.skipped_steps,
+    )
+    reader = readers[0] if len(readers) == 1 else JoinedReader(readers)
+    shape = {"num_samples": needs.num_samples, "num_classes": _num_classes(config, readers)}
+    if not sampling.mixup:
+        return ClipLoader(make_loader(config, reader, batches, partial(collate, **shape)), reader, plan)
+    mixing = MixupReader(reader, _mixup_pool(config, readers, sampling, share.seed), sampling)
+    return ClipLoader(make_loader(config, mixing, batches, partial(collate_mixed, **shape)), reader, plan)
 
 
 def evaluation_loader(
     config: DataConfig,
     location: str | Path,
+    needs: ClipNeeds,
     *,
     batch_size: int,
     rank: int = 0,
     world_size: int = 1,
-    audio: bool = True,
-    choose_frames: FrameChoice | None = middle_frame,
-    image_size: int = 224,
-    num_samples: int = NUM_SAMPLES,
     whole_batches: bool = False,
     chosen: NDArray[np.int64] | None = None,
-) -> DataLoader[AVBatch]:
+) -> ClipLoader[EvaluationPlan]:
     """A rank's share of a set, or of some rows of it, each clip once over all ranks.
 
     Ranks may have different numbers of batches, so no collective may run during iteration. A clip that can't
@@ -178,13 +171,10 @@ def evaluation_loader(
     Args:
         config: The data.
         location: Folder or URL of the set, such as ``config.val``.
+        needs: What is read of a clip, with ``held_out_frames``.
         batch_size: Clips to a batch of one rank.
         rank: This process among ``world_size``.
         world_size: Number of ranks.
-        audio: Read the sound.
-        choose_frames: Which frames to read; None for none.
-        image_size: Side of the frames in pixels.
-        num_samples: Length to which waveforms are cut or padded.
         whole_batches: See ``EvaluationPlan``.
         chosen: See ``EvaluationPlan``.
 
@@ -192,74 +182,53 @@ def evaluation_loader(
         ShardError: The set is missing, damaged, or not what its index says.
         ValueError: Rank or batch size is not possible.
     """
-    reader = ClipReader(
-        open_store(config, str(location)),
-        audio=audio,
-        choose_frames=choose_frames,
-        image_size=image_size,
-        substitutes=False,
-    )
+    reader = _reader(config, str(location), needs, needs.held_out_frames, substitutes=False)
     num_rows = len(reader) if chosen is None else len(chosen)
     plan = EvaluationPlan(num_rows, batch_size, rank, world_size, whole_batches, chosen)
-    return _loader(config, reader, EvaluationBatches(plan), partial(collate, **_shape(reader, num_samples)))
+    shape = {"num_samples": needs.num_samples, "num_classes": reader.table.num_classes}
+    batches = make_loader(config, reader, EvaluationBatches(plan), partial(collate, **shape))
+    return ClipLoader(batches, reader, plan)
 
 
-def _shape(reader: ClipReader, num_samples: int) -> dict[str, int]:
-    return {"num_samples": num_samples, "num_classes": reader.table.num_classes}
-
-
-class _Loader(DataLoader[Any]):
-    """A ``DataLoader`` whose workers don't inherit garbage.
-
-    FFmpeg's threads live until their decoder is collected. A worker that is forked before that and then
-    collects its copy waits for ever for threads which no fork copies.
-    """
-
-    def __iter__(self) -> Any:
-        if self.num_workers:
-            gc.collect()
-        return super().__iter__()
-
-
-def _loader(
-    config: DataConfig, reader: Dataset[Any], batches: Sampler[Any], collate_fn: Callable[..., AVBatch]
-) -> DataLoader[AVBatch]:
-    workers = config.num_workers
-    loader = _Loader(
-        reader,
-        batch_sampler=batches,
-        num_workers=workers,
-        collate_fn=collate_fn,
-        pin_memory=torch.cuda.is_available(),
-        prefetch_factor=config.prefetch_factor if workers else None,
-        persistent_workers=bool(workers),
-        worker_init_fn=_heed_the_trainer_alone if workers else None,
-        generator=torch.Generator(),  # of its own: else every iterator draws from torch's global one
+def _reader(
+    config: DataConfig, location: str, needs: ClipNeeds, frames: FrameChoice | None, substitutes: bool = True
+) -> ClipReader:
+    return ClipReader(
+        open_store(config, location),
+        audio=needs.audio,
+        choose_frames=frames,
+        image_size=needs.image_size,
+        substitutes=substitutes,
     )
-    return cast(DataLoader[AVBatch], loader)
 
 
-def _heed_the_trainer_alone(worker: int) -> None:
-    """Keeps a reader process working when a cluster warns every process of a job.
-
-    SLURM may send SIGUSR1 and SIGTERM to readers too; they must go on until the trainer has finished its step and
-    ends them itself.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-    threading.Thread(target=_wait_for_parents_word, daemon=True).start()
-
-
-def _wait_for_parents_word() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)
+def _num_classes(config: DataConfig, readers: Sequence[ClipReader]) -> int:
+    """Classes of the labels; 0, so that there are none, where several sets do not have the same ones."""
+    try:
+        labels = common_labels(
+            [part.path for part in config.train_sets], [reader.index for reader in readers]
+        )
+    except ValueError:
+        return 0
+    return len(labels)
 
 
-def _check_cache(config: DataConfig, reader: ClipReader) -> None:
+def _mixup_pool(
+    config: DataConfig, readers: Sequence[ClipReader], sampling: SamplingConfig, seed: int
+) -> NDArray[np.int64]:
+    """The rows that may be mixed in: those of every set that is drawn from."""
+    if len(readers) == 1:
+        return subset_rows(readers[0].table, sampling.max_clips, seed)
+    drawn = np.repeat([part.weight > 0 for part in config.train_sets], [len(reader) for reader in readers])
+    return np.flatnonzero(drawn)
+
+
+def _check_cache(config: DataConfig, readers: Sequence[ClipReader]) -> None:
     """A window's shards are read in turn many times: they and the next window's must fit the cache."""
-    sizes = sorted((s.bytes for s in reader.index.shards if is_url(reader.store.url(s.name))), reverse=True)
-    needed = sum(sizes[: 2 * config.shuffle_window])
+    needed = 0
+    for reader in readers:
+        shards = [shard.bytes for shard in reader.index.shards if is_url(reader.store.url(shard.name))]
+        needed += sum(sorted(shards, reverse=True)[: 2 * config.shuffle_window])
     if needed > config.cache_gb * 1e9:
         raise ValueError(
             f"data.cache_gb {config.cache_gb:g} is too small for data.shuffle_window "

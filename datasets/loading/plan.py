@@ -14,9 +14,9 @@ Decisions:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Protocol
 
 import numpy as np
@@ -115,6 +115,24 @@ def _rows(order: EpochOrder, epoch: int) -> NDArray[np.int64]:
     return order.rows(epoch)
 
 
+def sequence_rows(
+    epoch_rows: Callable[[int], NDArray[np.int64]], length: int, first: int, count: int
+) -> NDArray[np.int64]:
+    """Rows at the places ``first ... first + count - 1`` of epochs that follow each other.
+
+    Args:
+        epoch_rows: The rows of an epoch.
+        length: Places in each epoch.
+        first: The first place, from 0.
+        count: Number of places.
+    """
+    rows, end = [np.empty(0, np.int64)], first + count
+    for epoch in range(first // length, -(-end // length)):
+        begin = epoch * length
+        rows.append(epoch_rows(epoch)[max(first - begin, 0) : end - begin])
+    return np.concatenate(rows)
+
+
 @dataclass(frozen=True)
 class SamplePlan:
     """The training sequence and how ranks share it.
@@ -145,13 +163,8 @@ class SamplePlan:
 
     def tickets(self, first: int, count: int) -> list[Ticket]:
         """The places ``first ... first + count - 1`` of the sequence."""
-        places = np.arange(first, first + count)
-        epochs, offsets = np.divmod(places, len(self.order))
-        rows = np.empty(count, np.int64)
-        for epoch in np.unique(epochs).tolist():
-            inside = epochs == epoch
-            rows[inside] = _rows(self.order, epoch)[offsets[inside]]
-        seeds = to_seeds(mix(self.seed, places))
+        rows = sequence_rows(partial(_rows, self.order), len(self.order), first, count)
+        seeds = to_seeds(mix(self.seed, np.arange(first, first + count)))
         return [Ticket(row, seed) for row, seed in zip(rows.tolist(), seeds.tolist(), strict=True)]
 
     def global_batch(self, step: int) -> list[Ticket]:

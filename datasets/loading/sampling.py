@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -28,7 +28,6 @@ from torch.utils.data import Dataset
 
 from datasets.batch import AVBatch, Clip, ReadFailure, Ticket, collate
 from datasets.loading.plan import EpochOrder, WindowShuffle, mix, to_seeds
-from datasets.loading.reader import ClipReader
 from datasets.shards.table import ClipTable
 
 _SUBSET, _BALANCE, _SHUFFLE, _MIXED, _PARTNER, _PARTNER_SEED, _WEIGHT = range(0xC1A55, 0xC1A55 + 7)
@@ -224,6 +223,18 @@ class MixedBatch(AVBatch):
         return replace(mapped, partners=None if self.partners is None else self.partners._map(function))
 
 
+class Reads(Protocol):
+    """Reads clips by their tickets."""
+
+    def __len__(self) -> int:
+        """Number of clips."""
+        ...
+
+    def read(self, ticket: Ticket) -> Clip | ReadFailure:
+        """The ticket's clip."""
+        ...
+
+
 class MixupReader(Dataset[tuple[Clip, Clip, float]]):
     """Reads each place's clip and, where one is mixed in, its partner.
 
@@ -233,7 +244,7 @@ class MixupReader(Dataset[tuple[Clip, Clip, float]]):
         config: Share and weights.
     """
 
-    def __init__(self, reader: ClipReader, pool: NDArray[np.int64], config: SamplingConfig) -> None:
+    def __init__(self, reader: Reads, pool: NDArray[np.int64], config: SamplingConfig) -> None:
         self.reader, self.pool, self.config = reader, pool, config
 
     def __len__(self) -> int:

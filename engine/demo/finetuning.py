@@ -23,7 +23,7 @@ from engine.objectives.classification import Modalities
 from engine.parallel.world import World, distributed
 from engine.tasks.finetune import build_classification, finetune
 from engine.tasks.finetune_config import FinetuneConfig
-from engine.tasks.labelled_sets import open_labelled
+from engine.tasks.labelled_sets import open_training_sets
 from engine.training.runlog import setup_console
 
 _CONFIG = "configs/finetune_tiny.yaml"
@@ -82,7 +82,7 @@ def _frozen_features(run: Path, world: World, base: list[str]) -> dict[str, floa
     report = run / "evaluation" / "init" / "metrics.json"
     if not report.is_file():
         config, _ = _config(base, run)
-        train = open_labelled(config, config.data.train)
+        train = open_training_sets(config)[0]
         objective = build_classification(config, train).to(world.device)
         FinalEvaluation(config, train, world, run, 0)(objective, "init", classify=False)
     return json.loads(report.read_text())["frozen_features"]

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from datasets.batch import AVBatch
-from datasets.loading.loader import evaluation_loader, middle_frame
+from datasets.loading.config import ClipNeeds
+from datasets.loading.loader import evaluation_loader
 from engine.evaluation.features import Features, embed_set, mean_pooled
 from engine.evaluation.files import summary_lines, write_report
 from engine.evaluation.pictures import confusion_picture, error_sheet, per_class_bars, retrieval_sheet
@@ -93,7 +93,7 @@ class FinalEvaluation:
         """Of the training clips and of those evaluated, on rank 0."""
         loaders = [
             held_out_loader(self.config, self.train, shards, self.world, every_frame=False, probe=True)
-            for shards in (self.config.data.train, self.shards)
+            for shards in (self.train.location, self.shards)
         ]
         embed = mean_pooled(objective.model.encoder, objective.inputs)
         most = self.config.data.max_bad_fraction
@@ -196,17 +196,9 @@ class FinalEvaluation:
 
     def _look_at(self, objective: Classification, rows: Tensor) -> tuple[Tensor, Tensor]:
         """(n, 3, H, W) uint8 frames and (n, T, F) spectrograms of some clips of the evaluated set."""
-        loader = evaluation_loader(
-            self.config.data,
-            self.shards,
-            batch_size=1,
-            image_size=self.config.model.image_size,
-            num_samples=self.config.fbank.num_samples,
-            choose_frames=middle_frame,
-        )
-        reader = loader.dataset
-        plan = loader.batch_sampler.plan  # type: ignore[union-attr]  # an EvaluationBatches
-        batch: AVBatch = loader.collate_fn([reader[plan.batch(row)[0]] for row in rows.tolist()])  # type: ignore[assignment]
+        needs = ClipNeeds(image_size=self.config.model.image_size, num_samples=self.config.fbank.num_samples)
+        loader = evaluation_loader(self.config.data, self.shards, needs, batch_size=1)
+        batch = loader.read([loader.plan.batch(row)[0] for row in rows.tolist()])
         batch = batch.to(self.world.device)
         assert batch.frames is not None
         fbank, _ = objective.inputs(batch)

@@ -161,9 +161,8 @@ def _uses_bf16(train: TrainConfig) -> bool:
 def _check_data(data: DataConfig, train: TrainConfig, report: Report) -> int:
     """Opens the sets and looks at every shard; returns the clips to train on, 0 if that is not known."""
     clips = 0
-    for name, location in (("train", data.train), ("val", data.val)):
-        if location is None:
-            continue
+    sets = [("train", part.path, part.weight > 0) for part in data.train_sets]
+    for name, location, drawn in [*sets, *([("val", data.val, False)] if data.val else [])]:
         try:
             store = open_store(data, location)
             index, table = store.open_index()
@@ -176,7 +175,7 @@ def _check_data(data: DataConfig, train: TrainConfig, report: Report) -> int:
         report.say(
             f"data.{name}", f"{len(table)} clips, {hours:.1f} h, in {shards} shards of {size}; all there"
         )
-        clips = len(table) if name == "train" else clips
+        clips += len(table) if drawn else 0
     if clips and clips < train.parallel.global_batch_size:
         report.object("data.train", f"{clips} clips are fewer than one global batch; lower global_batch_size")
     return clips

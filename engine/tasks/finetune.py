@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from datasets.atomic import write_atomically
-from datasets.loading.sampling import epoch_order
+from datasets.loading.joined import training_order
 from engine.config import save_config
 from engine.evaluation.final import FinalEvaluation
 from engine.evaluation.predictions import predict
@@ -25,7 +26,7 @@ from engine.tasks.labelled_sets import (
     check_held_out,
     check_training_labels,
     held_out_loader,
-    open_labelled,
+    open_training_sets,
     training_loader,
 )
 from engine.tasks.probe_head import fit_head
@@ -53,19 +54,20 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
         ValueError: Labels, classes or weights do not fit.
     """
     run = Path(config.output_dir)
-    train = open_labelled(config, config.data.train)
+    sets = open_training_sets(config)
+    train = sets[0]
     check_held_out(config, train)
     if config.eval_only:
         evaluate_only(config, world, train, run)
         if world.is_main:
             save_config(run / "evaluation", config_yaml)
         return True
-    check_training_labels(config, train)
+    check_training_labels(config, sets)
     check_classes(run, train)
     objective = build_classification(config, train)
     if config.fit_head and not find_checkpoints(run):
         fit_head(config, objective.to(world.device), train, world)
-    trainer = build_trainer(config, config_yaml, world, train, objective)
+    trainer = build_trainer(config, config_yaml, world, sets, objective)
     # Not before the run is known to be this one's: another's files stay as they are.
     if world.is_main:
         keep_classes(run, train)
@@ -86,7 +88,11 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
 
 
 def build_trainer(
-    config: FinetuneConfig, config_yaml: str, world: World, train: LabelledSet, objective: Classification
+    config: FinetuneConfig,
+    config_yaml: str,
+    world: World,
+    sets: Sequence[LabelledSet],
+    objective: Classification,
 ) -> Trainer:
     """The trainer, at the newest checkpoint of the run.
 
@@ -94,7 +100,9 @@ def build_trainer(
         ValueError: ``config.averaging`` asks for what this run can't give.
     """
     run, parallel = Path(config.output_dir), config.train.parallel
-    places = len(epoch_order(train.table, config.sampling, config.seed, config.data.shuffle_window))
+    tables, weights = [train.table for train in sets], [part.weight for part in config.data.train_sets]
+    order = training_order(tables, weights, config.sampling, config.seed, config.data.shuffle_window)
+    places = len(order)
     average = None
     if config.averaging.first_epoch is not None:
         average = WeightAverage(config.averaging, run, places / parallel.global_batch_size)
@@ -107,7 +115,7 @@ def build_trainer(
         world,
         run,
         config_yaml,
-        evaluate=HeldOut(config, train, world) if config.data.val and config.train.eval_interval else None,
+        evaluate=HeldOut(config, sets[0], world) if config.data.val and config.train.eval_interval else None,
         peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
         average=average,
     )

@@ -74,6 +74,13 @@ class FinetuneConfig(RunConfig):
             raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
         if self.init_head and self.fit_head:
             raise ValueError("init_head and fit_head are two beginnings of the head; give one")
+        if len(self.data.train_sets) > 1:
+            for name, wanted in (
+                ("fit_head", self.fit_head),
+                ("evaluation.frozen_features", self.evaluation.frozen_features),
+            ):
+                if wanted:
+                    raise ValueError(f"{name} needs a single training set; data.train names several")
         if self.eval_only and self.evaluation_shards is None:
             raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
         if self.train.eval_interval and self.data.val is None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch
-from datasets.loading.loader import (
-    all_frames,
-    evaluation_loader,
-    middle_frame,
-    open_store,
-    random_frame,
-    train_loader,
-)
+from datasets.loading.config import ClipNeeds
+from datasets.loading.frames import all_frames, middle_frame, random_frame
+from datasets.loading.joined import common_labels
+from datasets.loading.loader import ClipLoader, TrainShare, evaluation_loader, open_store, train_loader
+from datasets.loading.plan import SamplePlan
 from datasets.loading.sampling import class_counts, subset_rows
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.table import ClipTable
@@ -64,17 +60,35 @@ def open_labelled(config: FinetuneConfig, location: str) -> LabelledSet:
     return LabelledSet(location, index, table)
 
 
-def check_training_labels(config: FinetuneConfig, train: LabelledSet) -> None:
+def open_training_sets(config: FinetuneConfig) -> list[LabelledSet]:
+    """Opens the training sets. They have one vocabulary, so the first one stands for all where classes are asked for.
+
+    Raises:
+        ValueError: One has no labels, or two have different classes.
+        ShardError: One is missing or damaged.
+    """
+    sets = [open_labelled(config, part.path) for part in config.data.train_sets]
+    common_labels([train.location for train in sets], [train.index for train in sets])
+    return sets
+
+
+def check_training_labels(config: FinetuneConfig, sets: Sequence[LabelledSet]) -> None:
     """Makes sure that the loss fits the labels; the log tells of classes without a clip and clips without a class.
 
     Raises:
         ValueError: Cross-entropy on clips with several labels or none.
     """
-    rows = subset_rows(train.table, config.sampling.max_clips, config.seed)
-    counts = class_counts(train.table, rows)
+    counts = sum(_check_labels(config, train) for train in sets)
+    assert isinstance(counts, np.ndarray)
+    train = sets[0]
     empty = [name for name, count in zip(train.classes, counts.tolist(), strict=True) if not count]
     if empty:
         logger.warning("no training clip has %d of %d classes: %s", len(empty), len(counts), _some(empty))
+
+
+def _check_labels(config: FinetuneConfig, train: LabelledSet) -> NDArray[np.int64]:
+    """(classes,) clips of each class in one of the sets."""
+    rows = subset_rows(train.table, config.sampling.max_clips, config.seed)
     per_clip = np.diff(train.table.label_offsets.astype(np.int64))
     unlabelled = int((per_clip[rows] == 0).sum())
     if config.sampling.balanced and unlabelled:
@@ -90,6 +104,7 @@ def check_training_labels(config: FinetuneConfig, train: LabelledSet) -> None:
                 f"{train.location} have several or none, such as {train.table.id(row)!r} with "
                 f"{per_clip[row]}; use objective.loss bce"
             )
+    return class_counts(train.table, rows)
 
 
 def check_held_out(config: FinetuneConfig, train: LabelledSet) -> None:
@@ -138,7 +153,7 @@ class Relabelled:
         num_classes: Size of the other vocabulary.
     """
 
-    def __init__(self, loader: DataLoader[AVBatch], places: list[int], num_classes: int) -> None:
+    def __init__(self, loader: Iterable[AVBatch], places: list[int], num_classes: int) -> None:
         self.loader, self.num_classes = loader, num_classes
         self.places = torch.tensor(places)
 
@@ -175,16 +190,19 @@ def held_out_loader(
     """
     other = open_labelled(config, location)
     audio, visual = (True, True) if probe else (config.objective.audio, config.objective.visual)
+    needs = ClipNeeds(
+        audio=audio,
+        held_out_frames=(all_frames if every_frame else middle_frame) if visual else None,
+        image_size=config.model.image_size,
+        num_samples=config.fbank.num_samples,
+    )
     loader = evaluation_loader(
         config.data,
         location,
+        needs,
         batch_size=config.evaluation.batch_size,
         rank=world.rank,
         world_size=world.size,
-        audio=audio,
-        choose_frames=(all_frames if every_frame else middle_frame) if visual else None,
-        image_size=config.model.image_size,
-        num_samples=config.fbank.num_samples,
         whole_batches=True,
         chosen=chosen,
     )
@@ -193,11 +211,16 @@ def held_out_loader(
 
 def training_loader(
     config: FinetuneConfig, world: World, step: int, skipped: Collection[int]
-) -> DataLoader[AVBatch]:
+) -> ClipLoader[SamplePlan]:
     """This rank's micro-batches from ``step`` on."""
     parallel = config.train.parallel
-    return train_loader(
-        config.data,
+    needs = ClipNeeds(
+        audio=config.objective.audio,
+        train_frames=random_frame if config.objective.visual else None,
+        image_size=config.model.image_size,
+        num_samples=config.fbank.num_samples,
+    )
+    share = TrainShare(
         seed=config.seed,
         global_batch_size=parallel.global_batch_size,
         num_micro_batches=parallel.accumulation_steps,
@@ -205,9 +228,5 @@ def training_loader(
         world_size=world.size,
         start_step=step,
         skipped_steps=sorted(skipped),
-        audio=config.objective.audio,
-        choose_frames=random_frame if config.objective.visual else None,
-        image_size=config.model.image_size,
-        num_samples=config.fbank.num_samples,
-        sampling=config.sampling,
     )
+    return train_loader(config.data, needs, share, config.sampling)

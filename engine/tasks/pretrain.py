@@ -6,10 +6,10 @@ from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 import torch
-from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch
-from datasets.loading.loader import evaluation_loader, train_loader
+from datasets.loading.loader import ClipLoader, ClipNeeds, TrainShare, evaluation_loader, train_loader
+from datasets.loading.plan import SamplePlan
 from engine.config import PretrainConfig, save_config
 from engine.evaluation.features import Features, embed_set, mean_pooled
 from engine.evaluation.probes import ProbeConfig, cross_validated_probe
@@ -47,7 +47,7 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     """
     run = Path(config.output_dir)
     loader = training_loader(config, world)
-    num_clips = len(loader(0, ()).dataset)  # type: ignore[arg-type]  # a ClipReader
+    num_clips = len(loader(0, ()).plan.order)
     objective = build_objective(config)
     trainer = Trainer(
         objective,
@@ -88,13 +88,12 @@ def build_objective(config: PretrainConfig) -> CavMae:
 
 def training_loader(
     config: PretrainConfig, world: World
-) -> Callable[[int, Collection[int]], DataLoader[AVBatch]]:
+) -> Callable[[int, Collection[int]], ClipLoader[SamplePlan]]:
     """Makes the loader of this rank's micro-batches from a step on."""
     parallel = config.train.parallel
 
-    def from_step(step: int, skipped: Collection[int]) -> DataLoader[AVBatch]:
-        return train_loader(
-            config.data,
+    def from_step(step: int, skipped: Collection[int]) -> ClipLoader[SamplePlan]:
+        share = TrainShare(
             seed=config.seed,
             global_batch_size=parallel.global_batch_size,
             num_micro_batches=parallel.accumulation_steps,
@@ -102,11 +101,14 @@ def training_loader(
             world_size=world.size,
             start_step=step,
             skipped_steps=sorted(skipped),
-            image_size=config.model.image_size,
-            num_samples=config.fbank.num_samples,
         )
+        return train_loader(config.data, _needs(config), share)
 
     return from_step
+
+
+def _needs(config: PretrainConfig) -> ClipNeeds:
+    return ClipNeeds(image_size=config.model.image_size, num_samples=config.fbank.num_samples)
 
 
 class HeldOut:
@@ -124,11 +126,10 @@ class HeldOut:
         self._loader = evaluation_loader(
             config.data,
             config.data.val,
+            _needs(config),
             batch_size=_HELD_OUT_BATCH,
             rank=world.rank,
             world_size=world.size,
-            image_size=config.model.image_size,
-            num_samples=config.fbank.num_samples,
             whole_batches=True,
         )
         self._bf16 = parallel.uses_bf16(world.device)

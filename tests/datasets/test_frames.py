@@ -10,7 +10,7 @@ from support.videos import write_video
 from datasets.batch import Clip, ReadFailure, Ticket, collate
 from datasets.index import index_folder
 from datasets.loading.frames import EvenFrames, all_frames, middle_frame, random_frame
-from datasets.loading.loader import DataConfig, evaluation_loader, train_loader
+from datasets.loading.loader import ClipNeeds, DataConfig, TrainShare, evaluation_loader, train_loader
 from datasets.loading.reader import ClipReader
 from datasets.shards.table import ClipTable, Column, write_table
 from datasets.shards.tar import Sample, ShardError, ShardWriter
@@ -56,9 +56,9 @@ def test_even_frames():
 def test_a_batch_says_which_frames_it_holds_and_when_they_are_shown(tmp_path, choice, expected):
     folder = make_shards(tmp_path, 4, 2, seconds=1.2, frames=6)
     config = DataConfig(str(folder), num_workers=0)
-    loader = train_loader(
-        config, seed=1, global_batch_size=4, num_steps=1, choose_frames=choice, image_size=16
-    )
+    needs = ClipNeeds(train_frames=choice, image_size=16)
+    loader = train_loader(config, needs, TrainShare(seed=1, global_batch_size=4, num_steps=1))
+    batch: Any
     (batch,) = loader
     if expected is None:
         expected = [list(random_frame(6, seed)) for seed in batch.seeds.tolist()]
@@ -77,10 +77,12 @@ def test_a_batch_says_which_frames_it_holds_and_when_they_are_shown(tmp_path, ch
 def test_even_frames_are_the_same_in_training_and_evaluation_whatever_the_seed(tmp_path):
     folder = make_shards(tmp_path, 4, 2, seconds=0.1, frames=5)
     config = DataConfig(str(folder), num_workers=0)
-    options: dict[str, Any] = {"choose_frames": EvenFrames(2), "image_size": 16}
-    (held_out,) = evaluation_loader(config, folder, batch_size=4, **options)
+    needs = ClipNeeds(train_frames=EvenFrames(2), held_out_frames=EvenFrames(2), image_size=16)
+    (held_out,) = evaluation_loader(config, folder, needs, batch_size=4)
+    assert held_out.frames is not None
     for seed in (0, 1):
-        (batch,) = train_loader(config, seed=seed, global_batch_size=4, num_steps=1, **options)
+        (batch,) = train_loader(config, needs, TrainShare(seed, 4, num_steps=1))
+        assert batch.frames is not None
         assert batch.frames.equal(held_out.frames[batch.rows])
 
 

@@ -13,7 +13,8 @@ from support.shards import make_shards
 from support.videos import write_video
 
 from datasets.batch import AVBatch
-from datasets.loading.loader import DataConfig, evaluation_loader, middle_frame, train_loader
+from datasets.loading import loader as loading
+from datasets.loading.loader import ClipLoader, ClipNeeds, DataConfig, TrainShare, middle_frame, random_frame
 from datasets.media.container import read_media
 from datasets.shards.table import ClipTable
 from datasets.shards.tar import ShardError
@@ -30,6 +31,24 @@ TENSORS = (
     "frame_times",
 )
 SIZE: dict[str, Any] = {"image_size": 16, "num_samples": 4000}
+
+
+def train_loader(
+    config: DataConfig,
+    image_size: int = 16,
+    num_samples: int = 4000,
+    train_frames: Any = random_frame,
+    **share,
+) -> ClipLoader:
+    needs = ClipNeeds(image_size=image_size, num_samples=num_samples, train_frames=train_frames)
+    return loading.train_loader(config, needs, TrainShare(**share))
+
+
+def evaluation_loader(
+    config: DataConfig, folder: Path, image_size: int, num_samples: int, **options
+) -> ClipLoader:
+    needs = ClipNeeds(image_size=image_size, num_samples=num_samples)
+    return loading.evaluation_loader(config, folder, needs, **options)
 
 
 @pytest.fixture(scope="module")
@@ -219,9 +238,8 @@ def test_settings_that_can_not_be(folder, tmp_path):
 
 def test_frame_choice_is_the_callers(folder):
     config = make_config(folder)
-    loader = train_loader(
-        config, seed=3, global_batch_size=6, num_steps=1, choose_frames=middle_frame, **SIZE
-    )
+    loader = train_loader(config, seed=3, global_batch_size=6, num_steps=1, train_frames=middle_frame, **SIZE)
+    batch: Any
     (batch,) = loader
     assert ((batch.frames[:, 0, 1].float().mean(dim=(1, 2)) - 23).abs() <= 3).all()
 
@@ -241,7 +259,7 @@ def test_workers_do_not_wait_for_threads_of_videos_that_the_parent_has_read(fold
             seed=3,
             global_batch_size=6,
             num_steps=1,
-            choose_frames=collect_garbage,
+            train_frames=collect_garbage,
             **SIZE,
         )
         assert len(list(loader)) == 1

@@ -10,7 +10,7 @@ from scipy import stats
 from support.shards import make_shards
 
 from datasets.batch import Ticket
-from datasets.loading.loader import DataConfig, train_loader
+from datasets.loading.loader import ClipNeeds, DataConfig, TrainShare, train_loader
 from datasets.loading.plan import SamplePlan, TrainingBatches
 from datasets.loading.sampling import (
     MixedBatch,
@@ -146,10 +146,8 @@ def test_mixed_batches_from_shards(tmp_path: Path):
     sampling = SamplingConfig(balanced=True, mixup=0.5)
 
     def batches(rank: int, world_size: int, start: int = 0) -> list[MixedBatch]:
-        loader = train_loader(
-            config, seed=3, global_batch_size=12, rank=rank, world_size=world_size, start_step=start,
-            num_steps=4, sampling=sampling, **SIZE,
-        )  # fmt: skip
+        share = TrainShare(3, 12, rank=rank, world_size=world_size, start_step=start, num_steps=4)
+        loader = train_loader(config, ClipNeeds(**SIZE), share, sampling)
         found = list(loader)
         assert all(isinstance(batch, MixedBatch) for batch in found)
         return found  # type: ignore[return-value]

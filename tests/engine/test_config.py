@@ -61,6 +61,27 @@ def test_the_resolved_config_reads_back(tmp_path: Path) -> None:
     assert again == config
 
 
+def test_several_training_sets(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = parse("data.train=[{path: a, weight: 3}, {path: b}]")
+    assert [(part.path, part.weight) for part in config.data.train_sets] == [("a", 3.0), ("b", 1.0)]
+    assert [part.path for part in parse().data.train_sets] == ["shards"]
+    arguments = ["data.train=[{path: a, weight: 3}, {path: b}]"]
+    text = parse_config(PretrainConfig, "main_pretrain.py", arguments)[1]
+    (tmp_path / "config.yaml").write_text(text)
+    again, _ = parse_config(PretrainConfig, "main_pretrain.py", ["--config", str(tmp_path / "config.yaml")])
+    assert again == config
+    for wrong, names in (
+        ("[{path: a, weight: 0}, {path: b, weight: 0}]", ["data.train", "sum to 0"]),
+        ("[{path: a}, {path: ./a}]", ["data.train names one set twice", "a and ./a"]),
+        ("[{path: a, wieght: 2}]", ["wieght"]),
+        ("[{path: a, weight: -1}]", ["the weight of a is -1"]),
+    ):
+        with pytest.raises(SystemExit):
+            parse(f"data.train={wrong}")
+        message = capsys.readouterr().err
+        assert all(name in message for name in names), message
+
+
 def test_an_unknown_key_in_a_file_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "a.yaml").write_text("data:\n  train: x\ntrain:\n  stps: 3\n")
     with pytest.raises(SystemExit):

@@ -16,6 +16,7 @@ from support.shards import make_shards
 from support.training import small_model_config
 
 from datasets.index import build_table
+from datasets.loading.config import WeightedSet
 from datasets.shards.manifest import Label, ShardIndex
 from engine.config import parse_config
 from engine.evaluation.pictures import confusion_picture, per_class_bars
@@ -77,7 +78,7 @@ def test_labels_missing(tmp_path: Path, shards: Path):
 
 
 def test_one_label_loss_on_clips_with_several(train: LabelledSet, shards: Path):
-    check_training_labels(config(shards), train)
+    check_training_labels(config(shards), [train])
     train.table.label_offsets = train.table.label_offsets.copy()
     train.table.label_offsets[4:] += 1
     train.table.label_ids = torch.cat(
@@ -86,8 +87,8 @@ def test_one_label_loss_on_clips_with_several(train: LabelledSet, shards: Path):
     with pytest.raises(
         ValueError, match=r"cross_entropy needs one label a clip, but 1 clips .*'clip-00003' with 2"
     ):
-        check_training_labels(config(shards, sampling={"balanced": False, "mixup": 0}), train)
-    check_training_labels(config(shards, loss=LossName.bce), train)
+        check_training_labels(config(shards, sampling={"balanced": False, "mixup": 0}), [train])
+    check_training_labels(config(shards, loss=LossName.bce), [train])
 
 
 def test_clips_that_are_never_drawn_are_counted(
@@ -95,9 +96,9 @@ def test_clips_that_are_never_drawn_are_counted(
 ):
     train.table.label_offsets = train.table.label_offsets.copy()
     train.table.label_offsets[4:] -= 1
-    check_training_labels(config(shards, loss=LossName.bce, sampling={"balanced": False}), train)
+    check_training_labels(config(shards, loss=LossName.bce, sampling={"balanced": False}), [train])
     assert not caplog.messages
-    check_training_labels(config(shards, loss=LossName.bce), train)
+    check_training_labels(config(shards, loss=LossName.bce), [train])
     assert caplog.messages == ["1 of 10 training clips have no label: sampling.balanced never draws them"]
 
 
@@ -113,6 +114,20 @@ def test_a_class_unknown_to_the_vocabulary(tmp_path: Path, train: LabelledSet, s
     with pytest.raises(ValueError, match=r"lacks: 'class 3', 'class 4'"):
         finetune(wanted, "", ALONE)
     assert not run.exists()
+
+
+def test_training_sets_of_other_classes_are_refused(tmp_path: Path, shards: Path):
+    other = make_shards(tmp_path / "set", 10, 5, num_classes=4, seconds=0.2, frames=1)
+    sets = [WeightedSet(str(shards)), WeightedSet(str(other), 2.0)]
+    both = config(shards, str(tmp_path / "run"))
+    both = replace(both, data=replace(both.data, train=sets))
+    with pytest.raises(ValueError, match=r"have different classes \(3 classes and 4\): prepare both"):
+        finetune(both, "", ALONE)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(ValueError, match="fit_head needs a single training set"):
+        replace(both, fit_head=True)
+    with pytest.raises(ValueError, match=r"evaluation.frozen_features needs a single training set"):
+        replace(both, evaluation=replace(both.evaluation, frozen_features=True))
 
 
 def test_features_of_sound_and_picture_need_both(train: LabelledSet, shards: Path):
