@@ -10,7 +10,7 @@ from models.flops import forward_flops, parameter_count, training_flops
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.layers.blocks import Streams
 from models.layers.masking import Mask, Masker
-from models.losses import info_nce, normalize_patches, reconstruction_loss
+from models.losses import info_nce, normalize_patches, nt_xent, reconstruction_loss
 from models.pretrained import Embeddings, PretrainedEncoders, load_pretrained
 from models.registry import build_model, create_model, list_models, register_model
 from models.sample_random import Stream, uniform
@@ -45,6 +45,7 @@ __all__ = [
     "mask_bands",
     "mix_waveforms",
     "normalize_patches",
+    "nt_xent",
     "parameter_count",
     "reconstruction_loss",
     "register_model",

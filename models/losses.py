@@ -74,3 +74,41 @@ def info_nce(queries: Tensor, keys: Tensor, positives: int, temperature: float) 
         labels = torch.arange(positives, positives + len(queries), device=logits.device)
         accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
         return F.cross_entropy(logits, labels), accuracy
+
+
+def nt_xent(
+    queries: Tensor, keys: Tensor, others: Tensor, positives: int, temperature: float
+) -> tuple[Tensor, Tensor]:
+    """Contrast of one set of views with another, where the own set's other samples are negatives too (SimCLR).
+
+    ::
+
+        q, k, o = queries / |queries|, keys / |keys|, others / |others|
+        for each row i:
+            s = [q[i] . k[j] / temperature for all j]
+            r = [q[i] . o[j] / temperature for all j != i + positives]
+            loss[i] = -log(exp(s[i + positives]) / (sum(exp(s)) + sum(exp(r))))
+            hit[i] = all of s and r are at most s[i + positives]
+        mean(loss), mean(hit)
+
+    One direction, as `info_nce`: over the 2B views of two sets a and b, NT-Xent is the mean of ``nt_xent(a, b, a)`` and
+    ``nt_xent(b, a, b)``.
+
+    Args:
+        queries: (b, D) views of this device, not normalised.
+        keys: (B, D) the other set's views of the global batch.
+        others: (B, D) the own set's views of the global batch; the queries are among them.
+        positives: Index of the first query's sample in the global batch; the i-th query's is ``positives + i``.
+        temperature: Divides the cosine similarities.
+
+    Returns:
+        Scalar float32 loss and accuracy (no gradient; chance is 1/(2B - 1)).
+    """
+    with torch.autocast(queries.device.type, enabled=False):
+        queries, keys, others = (F.normalize(x.float(), dim=-1) for x in (queries, keys, others))
+        labels = torch.arange(positives, positives + len(queries), device=queries.device)
+        itself = labels[:, None] == torch.arange(len(others), device=queries.device)
+        same = (queries @ others.T / temperature).masked_fill(itself, float("-inf"))
+        logits = torch.cat([queries @ keys.T / temperature, same], dim=1)
+        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
+        return F.cross_entropy(logits, labels), accuracy

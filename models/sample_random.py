@@ -30,6 +30,14 @@ class Stream(IntEnum):
     FRAME_CHOICE = 6
     FREQUENCY_MASK = 20
     TIME_MASK = 21
+    AUDIO_TRANSFORM = 60
+    AUDIO_TRANSFORM_VALUES = 61
+    AUDIO_CROP = 62
+    VISUAL_TRANSFORM = 63
+    VISUAL_TRANSFORM_VALUES = 64
+    VISUAL_CROP = 65
+    VISUAL_JITTER_ORDER = 66
+    CENTROID = 67
 
 
 def _shift_xor(x: Tensor, bits: int) -> Tensor:
@@ -55,7 +63,21 @@ def uniform(seeds: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
     Returns:
         (B, *shape) float32 on the device of the seeds.
     """
-    key = _mix(_mix(seeds + _GOLDEN) + stream)[:, None]
-    counter = torch.arange(1, math.prod(shape) + 1, device=seeds.device)
-    bits = _mix(key + counter * _GOLDEN)
+    bits = spawn(seeds, stream, math.prod(shape))
     return (((bits >> 40) & 0xFFFFFF).float() * 2.0**-24).reshape(len(seeds), *shape)
+
+
+def spawn(seeds: Tensor, stream: int, count: int) -> Tensor:
+    """Seeds of ``count`` things that belong to each sample, each with streams of its own.
+
+    Args:
+        seeds: (B,) int64, one for each sample.
+        stream: What the things are.
+        count: How many of them.
+
+    Returns:
+        (B, count) int64.
+    """
+    key = _mix(_mix(seeds + _GOLDEN) + stream)[:, None]
+    counter = torch.arange(1, count + 1, device=seeds.device)
+    return _mix(key + counter * _GOLDEN)

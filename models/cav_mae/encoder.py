@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar, cast
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +39,35 @@ def init_weights(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
+class TowerArchitecture(Protocol):
+    """Sizes of a `ModalityEncoder`."""
+
+    @property
+    def embed_dim(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_heads(self) -> int: ...  # noqa: D102
+
+    @property
+    def modality_depth(self) -> int: ...  # noqa: D102
+
+
+class TowerConfig(Protocol):
+    """What a `ModalityEncoder` reads of its family's config."""
+
+    @property
+    def architecture(self) -> TowerArchitecture: ...  # noqa: D102
+
+    @property
+    def mlp_ratio(self) -> float: ...  # noqa: D102
+
+    @property
+    def layer_norm_eps(self) -> float: ...  # noqa: D102
+
+    @property
+    def activation_checkpointing(self) -> bool: ...  # noqa: D102
+
+
 class ModalityEncoder(nn.Module):
     """Patches of one modality -> tokens: linear embedding, positions, modality embedding, blocks.
 
@@ -53,7 +82,7 @@ class ModalityEncoder(nn.Module):
 
     pos_embed: Tensor
 
-    def __init__(self, config: ModelConfig, patch_dim: int, grid: tuple[int, int]) -> None:
+    def __init__(self, config: TowerConfig, patch_dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
         arch = config.architecture
         self.recompute = config.activation_checkpointing

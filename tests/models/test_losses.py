@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models import info_nce, reconstruction_loss
+from models import info_nce, nt_xent, reconstruction_loss
 
 
 def rows(*shape, seed=0):
@@ -82,3 +82,45 @@ def test_losses_are_float32_under_autocast():
         assert torch.equal(reconstruction_loss(queries[None], keys[None], torch.ones(1, 6)), exact[1])
         loss = reconstruction_loss(target.bfloat16(), target, torch.ones(2, 5))
     assert loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("first", "count"), [(0, 6), (2, 3)])
+def test_nt_xent_equals_its_definition(first, count):
+    others, keys = rows(6, 4), rows(6, 4, seed=1)
+    queries = others[first : first + count]
+
+    def score(a, b):
+        return float(a.double() @ b.double() / (a.double().norm() * b.double().norm()) / 0.1)
+
+    losses, hits = [], []
+    for i in range(count):
+        scores = [score(queries[i], k) for k in keys]
+        rest = [score(queries[i], o) for j, o in enumerate(others) if j != i + first]
+        losses.append(-math.log(math.exp(scores[i + first]) / sum(map(math.exp, scores + rest))))
+        hits.append(max(scores + rest) == scores[i + first])
+    loss, accuracy = nt_xent(queries, keys, others, first, 0.1)
+    assert loss.item() == pytest.approx(sum(losses) / count, rel=1e-5)
+    assert accuracy.item() == pytest.approx(sum(hits) / count)
+    assert not accuracy.requires_grad
+
+
+def test_nt_xent_has_the_gradient_of_its_definition():
+    def naive(a, b):
+        z = torch.cat([a, b]) / torch.cat([a, b]).norm(dim=1, keepdim=True)
+        scores = (z @ z.T / 0.2).exp()
+        total = torch.zeros(())
+        for i in range(10):
+            total = total - (scores[i, (i + 5) % 10] / (scores[i].sum() - scores[i, i])).log()
+        return total / 10
+
+    a, b = rows(5, 4).double().requires_grad_(), rows(5, 4, seed=1).double().requires_grad_()
+    a32, b32 = (x.detach().float().requires_grad_() for x in (a, b))
+    loss = (nt_xent(a32, b32, a32, 0, 0.2)[0] + nt_xent(b32, a32, b32, 0, 0.2)[0]) / 2
+    expected = naive(a, b)
+    loss.backward()
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for ours, theirs in ((a32, a), (b32, b)):
+        assert ours.grad is not None
+        assert theirs.grad is not None
+        torch.testing.assert_close(ours.grad.double(), theirs.grad, atol=1e-6, rtol=1e-4)
