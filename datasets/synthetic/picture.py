@@ -41,9 +41,8 @@ def _paint(canvas: np.ndarray, thing: Thing, centers: np.ndarray, glow: np.ndarr
     """Draws an object, with its halo if it sounds, in every frame, at whole pixels."""
     side = canvas.shape[1]
     reach = int(np.ceil(thing.radius * (HALO if thing.loudness else 1.05))) + 1
-    u = np.arange(-reach, reach + 1, dtype=np.float32)[None] / thing.radius
-    v = u.T
-    alpha = (_inside(thing.shape, u, v) * thing.radius + 0.5).clip(0, 1)[..., None]
+    u, v = _offsets(thing, reach)
+    alpha = shape_alpha(thing, reach)[..., None]
     wave = 2 * np.pi * thing.radius / (PERIOD * side)
     value = (0.95 if thing.loudness else 0.65) * (1 - DEPTH * _dark(thing.shape, wave * u, wave * v))
     color = value[..., None] * np.array(colorsys.hsv_to_rgb(thing.hue, thing.saturation, 255), np.float32)
@@ -56,6 +55,17 @@ def _paint(canvas: np.ndarray, thing: Thing, centers: np.ndarray, glow: np.ndarr
         if thing.loudness:
             under += bright * halo[inner] * (255 - under)
         picture[y, x] = under + alpha[inner] * (color[inner] - under)
+
+
+def _offsets(thing: Thing, reach: int) -> tuple[np.ndarray, np.ndarray]:
+    """(1, n) and (n, 1) offsets from an object's middle in radii, up to ``reach`` pixels to each side."""
+    u = np.arange(-reach, reach + 1, dtype=np.float32)[None] / thing.radius
+    return u, u.T
+
+
+def shape_alpha(thing: Thing, reach: int) -> np.ndarray:
+    """(n, n) how much of each pixel around an object's middle the object covers, 0 to 1; n = 2·reach + 1."""
+    return (_inside(thing.shape, *_offsets(thing, reach)) * thing.radius + 0.5).clip(0, 1)
 
 
 def _dark(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:

@@ -7,8 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import datasets.synthetic.picture
 import datasets.synthetic.world
 from datasets.media.container import MediaSettings, read_media
+from datasets.synthetic.masks import clip_of, object_masks, read_world
 from datasets.synthetic.picture import render_frames
 from datasets.synthetic.scene import SHAPES, SyntheticConfig, describe, make_scene
 from datasets.synthetic.sound import render_sound
@@ -104,6 +106,43 @@ def test_the_box_holds_the_glowing_object_in_every_frame():
 
 def spectrum(sound: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.abs(np.fft.rfft(sound)), np.fft.rfftfreq(len(sound), 1 / 16000)
+
+
+def test_masks_are_the_pixels_that_objects_were_drawn_on(monkeypatch):
+    """Found by drawing the same scene once more with the objects in question invisible."""
+    for index in range(8):
+        masks = object_masks(SMALL, "test", index)
+        scene = make_scene(SMALL, "test", index)
+        whole = render_frames(SMALL, "test", index)
+
+        def drawn_on(loud: bool, index=index, scene=scene, whole=whole) -> np.ndarray:
+            kept = [thing for thing in scene if (thing.loudness > 0) != loud]
+            monkeypatch.setattr(datasets.synthetic.picture, "make_scene", lambda *_: kept)
+            changed = np.abs(whole.astype(int) - render_frames(SMALL, "test", index)).max(-1)
+            monkeypatch.undo()
+            return changed > 0
+
+        assert (masks.sounding <= masks.sounding_box).all()
+        assert not (masks.sounding & masks.silent).any()
+        silent = drawn_on(False)
+        assert (masks.silent & ~silent).mean() < 1e-3
+        # An edge's pixels may be less than half covered.
+        assert (silent & ~masks.silent & ~masks.sounding).sum() < 0.3 * silent.sum()
+        assert (masks.sounding & ~drawn_on(True)).mean() < 1e-3
+        assert masks.sounding.any((1, 2)).all()
+
+
+def test_a_world_is_read_back_from_its_folder(world: Path, tmp_path: Path):
+    assert read_world(world) == SMALL
+    assert clip_of("test-000012") == ("test", 12)
+    for wrong in ("test", "other-3", "test-x"):
+        with pytest.raises(ValueError, match="no id of a generated clip"):
+            clip_of(wrong)
+    with pytest.raises(ValueError, match="no generated world"):
+        read_world(tmp_path)
+    (tmp_path / "world.json").write_text('{"speed": 3}')
+    with pytest.raises(ValueError, match="does not hold the settings"):
+        read_world(tmp_path)
 
 
 def test_size_is_heard_as_pitch_and_hue_as_the_band_of_hiss():
