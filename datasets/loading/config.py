@@ -43,6 +43,7 @@ class DataConfig:
         cache_dir: Folder for shards fetched from URLs; None where all are local.
         cache_gb: Upper bound of that folder in 10^9 bytes.
         max_bad_fraction: Share of clips that may turn out unreadable before the run stops.
+        stall_seconds: The run ends where its readers give no batch for so long.
     """
 
     train: str | list[WeightedSet]
@@ -53,6 +54,7 @@ class DataConfig:
     cache_dir: str | None = None
     cache_gb: float = 50.0
     max_bad_fraction: float = 0.01
+    stall_seconds: float = 300.0
 
     def __post_init__(self) -> None:
         _check_train(self.train)
@@ -65,6 +67,8 @@ class DataConfig:
             raise ValueError(f"data.cache_gb must be above 0, not {self.cache_gb}")
         if not 0 <= self.max_bad_fraction <= 1:
             raise ValueError(f"data.max_bad_fraction must be within 0 and 1, not {self.max_bad_fraction}")
+        if not self.stall_seconds > 0:
+            raise ValueError(f"data.stall_seconds must be above 0, not {self.stall_seconds}")
         locations = [*(part.path for part in self.train_sets), self.val]
         remote = [location for location in locations if location and is_url(location)]
         if remote and self.cache_dir is None:

@@ -1,4 +1,8 @@
-"""Reader processes: how they begin, and when they end."""
+"""Reader processes: what they need, how they begin, when they end, and what is done if they hang.
+
+Batches come from them through shared memory. A worker that finds none left drops its batch and says so where nobody
+hears it, and PyTorch's loader waits for that batch for ever: containers often have 64 MB.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,10 @@ import gc
 import os
 import signal
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -15,18 +22,99 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from datasets.batch import AVBatch
 from datasets.loading.config import DataConfig
 
+_SHARED_MEMORY = Path("/dev/shm")
+#: Seconds between looks at whether to go on waiting for a batch.
+_LOOK = 2.0
+#: Seconds that a process which was asked to stop goes on waiting for a batch.
+_PATIENCE = 30.0
 
-class _CleanForkLoader(DataLoader[Any]):
-    """A ``DataLoader`` whose workers don't inherit garbage.
 
-    FFmpeg's threads live until their decoder is collected. A worker that is forked before that and then
-    collects its copy waits for ever for threads which no fork copies.
+class LoaderStalledError(RuntimeError):
+    """The reader processes make no progress."""
+
+
+class StopWord:
+    """Whether this process was asked to stop; the program puts its own answer in place of "no"."""
+
+    def asked(self) -> bool:
+        """The answer."""
+        return False
+
+
+STOP_WORD = StopWord()
+
+
+class _WatchedLoader(DataLoader[Any]):
+    """A ``DataLoader`` that checks the memory its workers share, and does not wait for them for ever.
+
+    Its workers don't inherit garbage: FFmpeg's threads live until their decoder is collected, and a worker that is
+    forked before that and then collects its copy waits for ever for threads which no fork copies.
     """
 
+    stall_seconds = 300.0
+
     def __iter__(self) -> Any:
-        if self.num_workers:
-            gc.collect()
-        return super().__iter__()
+        if not self.num_workers:
+            return super().__iter__()
+        _check_shared_memory(self)
+        gc.collect()
+        return self._watch(super().__iter__())
+
+    def _watch(self, batches: Iterator[AVBatch]) -> Iterator[AVBatch]:
+        since = time.monotonic()
+        while True:
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                if not str(error).startswith("DataLoader timed out"):
+                    raise
+                self._check_patience(time.monotonic() - since)
+                continue
+            yield batch
+            since = time.monotonic()
+
+    def _check_patience(self, waited: float) -> None:
+        limit = min(_PATIENCE, self.stall_seconds) if STOP_WORD.asked() else self.stall_seconds
+        if waited >= limit:
+            raise LoaderStalledError(
+                f"the reader processes gave no batch for {waited:.0f} s (data.stall_seconds is "
+                f"{self.stall_seconds:g}): the storage hangs, or shared memory is used up ({_shared_memory()}); "
+                "their own errors stand above. data.num_workers=0 reads in the training process"
+            )
+
+
+def _check_shared_memory(loader: DataLoader[Any]) -> None:
+    """Raises ``ValueError`` where the batches in flight do not fit the shared memory."""
+    tickets = next(iter(loader.batch_sampler or ()), None)
+    if not tickets or not _SHARED_MEMORY.is_dir():
+        return
+    items = loader.dataset.__getitems__(tickets[:1])  # type: ignore[attr-defined]  # as every reader
+    in_flight = loader.num_workers * (loader.prefetch_factor or 1) + 2  # one in use, one on its way
+    needed = in_flight * len(tickets) * _num_bytes(loader.collate_fn(items))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    state = os.statvfs(_SHARED_MEMORY)
+    if needed > state.f_bavail * state.f_frsize or needed * ranks > state.f_blocks * state.f_frsize:
+        raise ValueError(
+            f"data.num_workers {loader.num_workers} with data.prefetch_factor {loader.prefetch_factor} hold "
+            f"{needed * ranks / 1e6:.0f} MB of batches in shared memory ({ranks} process(es) here), and "
+            f"{_shared_memory()}: lower the one or the other, or enlarge it (docker run --shm-size=8g, or a larger "
+            f"emptyDir of medium Memory in Kubernetes)"
+        )
+
+
+def _num_bytes(value: object) -> int:
+    """Of the tensors in a batch, or in a batch within it."""
+    if isinstance(value, torch.Tensor):
+        return value.nbytes
+    return sum(map(_num_bytes, vars(value).values())) if is_dataclass(value) else 0
+
+
+def _shared_memory() -> str:
+    state = os.statvfs(_SHARED_MEMORY)
+    free, size = state.f_bavail * state.f_frsize / 1e6, state.f_blocks * state.f_frsize / 1e6
+    return f"{_SHARED_MEMORY} has {free:.0f} of {size:.0f} MB free"
 
 
 def make_loader(
@@ -34,7 +122,7 @@ def make_loader(
 ) -> DataLoader[AVBatch]:
     """A loader of ``batches``, with as many workers as ``config`` says."""
     workers = config.num_workers
-    loader = _CleanForkLoader(
+    loader = _WatchedLoader(
         reader,
         batch_sampler=batches,
         num_workers=workers,
@@ -42,9 +130,11 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch_factor if workers else None,
         persistent_workers=bool(workers),
+        timeout=min(_LOOK, config.stall_seconds) if workers else 0,
         worker_init_fn=_ignore_cluster_signals if workers else None,
         generator=torch.Generator(),  # of its own: else every iterator draws from torch's global one
     )
+    loader.stall_seconds = config.stall_seconds
     return cast(DataLoader[AVBatch], loader)
 
 
