@@ -9,7 +9,8 @@ most one grey level from PIL's.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import miniaudio
@@ -22,8 +23,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_image
 
-from datasets.media.container import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media
+from datasets.media.container import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media, read_sound
 
+_UNKNOWN_SIZE = 0x7FFF_0000  # what programs write into a WAV of which they don't know the length is not below
 _PREPARED_SIDE = 256  # shorter side to which a video's frames are brought first, as in prepared shards
 
 
@@ -31,8 +33,25 @@ class DecodeError(ValueError):
     """Bytes that are not the sound or picture which they should be."""
 
 
-def decode_audio(data: bytes | bytearray | memoryview) -> Tensor:
-    """Decodes a sound file (flac, wav, mp3, ogg).
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Whatever a decoder raises becomes a ``DecodeError``: libraries have errors of every kind for damaged files."""
+    try:
+        yield
+    except DecodeError:
+        raise
+    except Exception as error:
+        # What libsndfile says, without the name of the object in memory that it read from.
+        reason = getattr(error, "error_string", None) or str(error) or type(error).__name__
+        raise DecodeError(f"{what} can't be decoded: {reason.splitlines()[0]}") from error
+
+
+def decode_audio(data: bytes | bytearray | memoryview, keep_truncated: bool = False) -> Tensor:
+    """Decodes a sound file: FLAC, WAV, or whatever else FFmpeg reads.
+
+    Args:
+        data: The file.
+        keep_truncated: Take what is there of a sound that is shorter than its header says, or damaged.
 
     Returns:
         (S,) int16 at 16 kHz; the mean of its channels, resampled where it has another rate.
@@ -40,17 +59,20 @@ def decode_audio(data: bytes | bytearray | memoryview) -> Tensor:
     Raises:
         DecodeError: It can't be decoded, holds fewer samples than its header says, or none.
     """
-    try:
-        samples, rate, expected = _read_flac(data) if data[:4] == b"fLaC" else _read_sound(data)
-    except (miniaudio.DecodeError, soundfile.SoundFileError, RuntimeError) as error:
-        # What libsndfile says, without the name of the object in memory that it read from.
-        reason = getattr(error, "error_string", error)
-        raise DecodeError(f"sound can't be decoded: {reason}") from error
-    if len(samples) < max(expected, 1):
-        raise DecodeError(f"sound ends after {len(samples)} of {expected} samples")
-    if samples.dtype == np.int16 and samples.shape[1] == 1 and rate == SAMPLE_RATE:
-        return torch.from_numpy(samples[:, 0])
-    return _to_standard(samples, rate)
+    with _decoding("sound"):
+        if data[:4] == b"fLaC":
+            samples, rate, expected = _read_flac(data)
+        elif data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE":
+            samples, rate, expected = _read_wav(data)
+        elif data[:4] == b"OggS" and b"vorbis" in data[:64]:  # FFmpeg plays some samples before its beginning
+            samples, rate, expected = _read_sound(data)
+        else:
+            return _read_other(data, keep_truncated)
+        if len(samples) < max(0 if keep_truncated else expected, 1):
+            raise DecodeError(f"sound is truncated: it ends after {len(samples)} of {expected} samples")
+        if samples.dtype == np.int16 and samples.shape[1] == 1 and rate == SAMPLE_RATE:
+            return torch.from_numpy(samples[:, 0])
+        return _to_standard(samples, rate)
 
 
 def _read_flac(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
@@ -60,13 +82,51 @@ def _read_flac(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int,
     return np.frombuffer(sound.samples, np.int16).reshape(-1, sound.nchannels), sound.sample_rate, promised
 
 
+def _read_wav(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
+    """The same of a WAV; float32 in [-1, 1] where it is not 16-bit PCM."""
+    place, stated = _data_size(data)
+    there = len(data) - place
+    if (stated == 0 or stated >= _UNKNOWN_SIZE) and there:  # written to a pipe: all that follows is sound
+        data = bytearray(data)
+        data[place - 4 : place] = there.to_bytes(4, "big" if data[:4] == b"RIFX" else "little")
+        stated = there
+    samples, rate, _ = _read_sound(data)
+    # libsndfile takes what is there for what was promised.
+    return samples, rate, -(-len(samples) * stated // there) if there < stated else len(samples)
+
+
 def _read_sound(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
-    """The same of another format; float32 in [-1, 1] where it is not 16-bit PCM."""
     with soundfile.SoundFile(io.BytesIO(data)) as file:
         kind = "int16" if file.subtype == "PCM_16" else "float32"
-        samples = np.asarray(file.read(dtype=kind, always_2d=True))
-        # An MP3 promises nothing: where an encoder wrote no Xing header the number is a guess from its size.
-        return samples, file.samplerate, 0 if file.format == "MP3" else file.frames
+        return np.asarray(file.read(dtype=kind, always_2d=True)), file.samplerate, file.frames
+
+
+def _data_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
+    """Where a WAV's samples begin, and how many bytes of them its header states."""
+    order = "big" if data[:4] == b"RIFX" else "little"
+    at = 12
+    while at + 8 <= len(data):
+        size = int.from_bytes(data[at + 4 : at + 8], order)
+        if data[at : at + 4] == b"data":
+            return at + 8, size
+        at += 8 + size + size % 2
+    return len(data), 0
+
+
+def _read_other(data: bytes | bytearray | memoryview, keep_truncated: bool) -> Tensor:
+    try:
+        clip = read_sound(io.BytesIO(data))
+    except MediaError as error:
+        raise DecodeError(f"sound can't be decoded: {error.detail}") from error
+    _check_whole(clip, "sound", keep_truncated)
+    return torch.from_numpy(clip.waveform)
+
+
+def _check_whole(clip: MediaClip, what: str, keep_truncated: bool) -> None:
+    if clip.truncated and not keep_truncated:
+        raise DecodeError(
+            f"{what} is truncated: damaged or cut off, {clip.duration:.3f} s of sound could be read"
+        )
 
 
 def _to_standard(samples: NDArray[Any], rate: int) -> Tensor:
@@ -79,7 +139,9 @@ def _to_standard(samples: NDArray[Any], rate: int) -> Tensor:
 
 
 def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
-    """Decodes a picture (jpg, png), and brings it to a square.
+    """Decodes a picture (jpg, png), turns it upright by its EXIF orientation, and brings it to a square.
+
+    PNGs of 16 bits a channel are rounded to 8, palettes and grey values become RGB, transparency is left out.
 
     Args:
         data: The file, in writable memory (torch borrows it).
@@ -91,11 +153,12 @@ def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
     Raises:
         DecodeError: It can't be decoded.
     """
-    try:
-        picture = decode_image(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-    except (RuntimeError, ValueError) as error:
-        raise DecodeError(f"picture can't be decoded: {str(error).splitlines()[0]}") from error
-    return resize_and_crop(picture, image_size)
+    with _decoding("picture"):
+        stored = torch.frombuffer(data, dtype=torch.uint8)
+        picture = decode_image(stored, ImageReadMode.RGB, apply_exif_orientation=True)
+        if picture.dtype == torch.uint16:
+            picture = picture.to(torch.int32).add_(128).div_(257, rounding_mode="floor").to(torch.uint8)
+        return resize_and_crop(picture, image_size)
 
 
 def resize_and_crop(picture: Tensor, image_size: int) -> Tensor:
@@ -120,7 +183,11 @@ def resize_and_crop(picture: Tensor, image_size: int) -> Tensor:
 
 
 def decode_video(
-    data: bytes | bytearray | memoryview, num_frames: int, frame_indices: Sequence[int], image_size: int
+    data: bytes | bytearray | memoryview,
+    num_frames: int,
+    frame_indices: Sequence[int],
+    image_size: int,
+    keep_truncated: bool = False,
 ) -> tuple[Tensor, Tensor | None, Tensor]:
     """Decodes a video file with sound.
 
@@ -129,6 +196,7 @@ def decode_video(
         num_frames: Into how many frames the clip is divided evenly.
         frame_indices: Which of them are wanted, in any order.
         image_size: Side of the frames in pixels.
+        keep_truncated: Take what is there of a video that is damaged or cut off.
 
     Returns:
         (S,) int16 sound at 16 kHz; (len(frame_indices), 3, image_size, image_size) uint8 frames, or None
@@ -139,20 +207,19 @@ def decode_video(
     """
     wanted = sorted(set(frame_indices))
     settings = MediaSettings(SAMPLE_RATE, num_frames, max(_PREPARED_SIDE, image_size))
-    try:
-        clip: MediaClip = read_media(io.BytesIO(data), settings=settings, frame_indices=wanted)
-    except (MediaError, MemoryError) as error:
-        raise DecodeError(f"video can't be read: {error}") from error
-    waveform = torch.from_numpy(clip.waveform)
-    if not wanted:
-        return waveform, None, torch.empty(0)
-    times = dict(zip(wanted, clip.frame_times, strict=True))
-    frames = {
-        i: resize_and_crop(torch.from_numpy(frame).permute(2, 0, 1), image_size)
-        for i, frame in zip(wanted, clip.frames, strict=True)
-    }
-    return (
-        waveform,
-        torch.stack([frames[i] for i in frame_indices]),
-        torch.tensor([times[i] for i in frame_indices]),
-    )
+    with _decoding("video"):
+        try:
+            clip = read_media(io.BytesIO(data), settings=settings, frame_indices=wanted)
+        except (MediaError, MemoryError) as error:
+            raise DecodeError(f"video can't be read: {error}") from error
+        _check_whole(clip, "video", keep_truncated)
+        waveform = torch.from_numpy(clip.waveform)
+        if not wanted:
+            return waveform, None, torch.empty(0)
+        times = dict(zip(wanted, clip.frame_times, strict=True))
+        frames = {
+            i: resize_and_crop(torch.from_numpy(frame).permute(2, 0, 1), image_size)
+            for i, frame in zip(wanted, clip.frames, strict=True)
+        }
+        pictures = torch.stack([frames[i] for i in frame_indices])
+        return waveform, pictures, torch.tensor([times[i] for i in frame_indices])

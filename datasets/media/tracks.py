@@ -6,7 +6,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, cast
+from typing import cast
 
 import av
 import numpy as np
@@ -15,33 +15,18 @@ from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
-Reason = Literal["file_missing", "undecodable", "no_audio", "no_video", "outside"]
+from datasets.media.opening import MediaError
 
 JITTER_SECONDS = 0.02  # sound timestamps this close to where the samples end are rounding, not a gap
 MAX_PADDING = 2048  # samples; AAC codes sound in blocks of 1024 (HE-AAC: 2048), the last filled up
 MAX_GAP_SECONDS = 600.0  # a longer silence is a broken timestamp, and would fill the memory
 # Not HEVC, whose "non-reference" pictures may serve higher layers, nor VP9, which adapts to every picture.
 EXACT_SKIP_CODECS = frozenset({"h264"})
-
-
-class MediaError(ValueError):
-    """A file that gives no clip.
-
-    Attributes:
-        reason: A stable slug: ``file_missing`` (no such file, or no regular one), ``undecodable`` (not a media file,
-            or damaged beyond use), ``no_audio``, ``no_video`` (no such stream, or nothing of it in the segment),
-            ``outside`` (the segment lies beyond the end of the file). Callers with further demands add their
-            own (``silent``, ``too_short``, ...).
-        detail: What was found, for people.
-    """
-
-    def __init__(self, reason: Reason | str, detail: str):
-        super().__init__(f"{reason}: {detail}")
-        self.reason = reason
-        self.detail = detail
-
-    def __reduce__(self):  # keeps both arguments when it crosses from a worker process
-        return type(self), (self.reason, self.detail)
+TRUNCATION_SECONDS = (
+    0.25  # less than this missing at an end is a muxer's rounding, or a frame cut in two there
+)
+JOIN_SECONDS = 0.5  # how far sound and picture of a recording may end apart
+PREROLL_SECONDS = 60.0  # pictures kept from before a segment where reading begins long before it
 
 
 @dataclass
@@ -60,6 +45,9 @@ class SoundTrack:
     _pieces: list[np.ndarray] = field(default_factory=list)
     _filled: int = 0  # samples from the segment's start that are settled
     _next: int | None = None  # where the next decoded sample belongs if timestamps are continuous
+    _first: float = math.inf  # seconds at which the first decoded frame begins, and the last one
+    _last: float = -math.inf
+    _losses: list[tuple[float, float]] = field(default_factory=list)
     _to_float: av.AudioResampler | None = None
     _layout: tuple[str, str, int] = ("", "", 0)
 
@@ -70,6 +58,7 @@ class SoundTrack:
         if seconds is not None and (self._next is None or abs(seconds - at / self.rate) > JITTER_SECONDS):
             at = round(seconds * self.rate)
         self._next = at + len(samples)
+        self._first, self._last = min(self._first, at / self.rate), max(self._last, at / self.rate)
         samples = samples[max(self._filled - at, 0) :]
         at = max(at, self._filled)
         if self.length is not None:
@@ -99,13 +88,30 @@ class SoundTrack:
 
     def _mixed(self, frame: av.AudioFrame) -> np.ndarray:
         """(samples,) float32 of a frame of planar floats. A frame is short, so numpy's overhead counts here."""
-        planes = cast(Sequence[bytes], frame.planes)  # they are buffers, which the stubs don't know
+        # They are buffers, which the stubs don't know. Above 7 channels PyAV lists more than there are.
+        planes = cast(Sequence[bytes], frame.planes)[: frame.layout.nb_channels]
         first, *others = planes[:1] if self.first_channel_only else planes
         mixed = np.frombuffer(first, np.float32, frame.samples).copy()
         for plane in others:
             mixed += np.frombuffer(plane, np.float32, frame.samples)
         mixed /= np.float32(1 + len(others))
         return mixed
+
+    def lose(self, at: float, seconds: float) -> None:
+        """Notes ``seconds`` of sound, from ``at`` seconds after the segment's start, that are damaged."""
+        if at + seconds > 0 and (self.length is None or at < self.length / self.rate):
+            self._losses.append((at, seconds))
+
+    def damaged(self, joins: Sequence[float]) -> bool:
+        """Whether something is lost inside; at ends only what is more than a frame cut in two there.
+
+        Args:
+            joins: Where recordings end and others go on, in seconds after the segment's start.
+        """
+        inside = [at for at, _ in self._losses if self._first < at < self._last]
+        if any(all(abs(at - join) > JOIN_SECONDS for join in joins) for at in inside):
+            return True
+        return sum(seconds for _, seconds in self._losses) > TRUNCATION_SECONDS
 
     def cut(self, seconds: float) -> None:
         """Drops what a codec's last block holds beyond the declared end of the sound."""
@@ -142,12 +148,18 @@ class PictureTrack:
     Attributes:
         stream: The video stream.
         origin: The file's first presentation time in seconds.
+        begin: The segment's start, in seconds after that.
         packets: From a keyframe at or before the segment on.
+        joins: Where recordings end and others go on, in seconds.
+        complete: Packets were read to the end of the file.
     """
 
     stream: av.VideoStream
     origin: float
+    begin: float = 0.0
     packets: list[av.Packet] = field(default_factory=list)
+    joins: Sequence[float] = ()
+    complete: bool = False
     damaged: bool = False
     exact: bool = True  # whether the frames on display by the file's time stamps are those that came
 
@@ -160,6 +172,28 @@ class PictureTrack:
         """When a frame or packet is presented, in seconds from the file's first presentation time."""
         pts = item.pts if item.pts is not None else item.dts
         return (pts or 0) * self.tick - self.origin
+
+    def take(self, packet: av.Packet) -> None:
+        """Keeps a packet; what lies long before the segment goes once a later keyframe makes it needless."""
+        if packet.is_keyframe and self.seconds(packet) <= self.begin - PREROLL_SECONDS:
+            self.packets.clear()
+        self.packets.append(packet)
+
+    def settle(self) -> None:
+        """Drops what comes before the first keyframe, which nothing can be made of."""
+        first = next((i for i, packet in enumerate(self.packets) if packet.is_keyframe), 0)
+        del self.packets[:first]
+        self.damaged |= any(packet.is_corrupt and self._matters(packet) for packet in self.packets)
+
+    def _matters(self, packet: av.Packet) -> bool:
+        """Whether the segment's pictures may depend on a packet, and it is not a recording's last, cut in two."""
+        at = self.seconds(packet)
+        if any(abs(at - join) <= JOIN_SECONDS for join in self.joins):
+            return False
+        keys = (self.seconds(p) for p in self.packets if p.is_keyframe)
+        since = max((key for key in keys if key <= self.begin), default=-math.inf)
+        until = self.seconds(self.packets[-1]) - TRUNCATION_SECONDS if self.complete else math.inf
+        return since <= at < until
 
     def starts_by(self, begin: float) -> bool:
         """Whether the first picture that stands for itself comes no later than ``begin`` seconds."""
@@ -176,13 +210,17 @@ class PictureTrack:
             duration = (times[-1] - times[0]) / (len(times) - 1)
         return times[0], times[-1] + max(duration, self.tick)
 
-    def spread(self, begin: float, end: float, num_frames: int) -> list[float]:
-        """The middles of N equal parts of the time from ``begin`` to ``end`` in which there is picture."""
-        first, last = self.extent()
-        first, last = max(first, begin), min(last, end)
-        if last <= first:
-            raise MediaError("no_video", f"no picture from {begin:.3f} to {end:.3f} s, where there is sound")
-        return [first + (i + 0.5) * (last - first) / num_frames for i in range(num_frames)]
+    def spread(self, end: float, num_frames: int) -> list[float]:
+        """The middles of N equal parts of the segment, up to ``end``, from its first picture on.
+
+        A picture is on display until the next one comes, the last one to the end.
+        """
+        first = max(self.extent()[0], self.begin)
+        if end <= first:
+            raise MediaError(
+                "no_video", f"no picture from {self.begin:.3f} to {end:.3f} s, where there is sound"
+            )
+        return [first + (i + 0.5) * (end - first) / num_frames for i in range(num_frames)]
 
     def frames_at(self, times: Sequence[float]) -> list[av.VideoFrame]:
         """The frames on display at the given ascending times.
@@ -242,7 +280,7 @@ class PictureTrack:
                 except av_error.MemoryError:
                     raise
                 except av_error.FFmpegError:
-                    self.damaged = True
+                    self.damaged |= packet is not None and self._matters(packet)
             codec.flush_buffers()
 
     def _on_display(self, frames: Iterable[av.VideoFrame], times: Sequence[float]) -> list[av.VideoFrame]:

@@ -25,7 +25,7 @@ from datasets.prepare.plan_db import Scratch, open_scratch
 from datasets.prepare.resume import Job, SplitJournal, forget
 from datasets.prepare.segments import Lengths, cut_into_clips
 from datasets.prepare.shard_output import write_rejects
-from datasets.prepare.sources import VIDEO_SUFFIXES, PrepareError, listed_names
+from datasets.prepare.sources import PrepareError, is_video, listed_names
 from datasets.shards.manifest import INDEX_NAME, PREPARE_FOLDER
 
 _SCRATCH = "plan.scratch"  # no split can have a name with a dot
@@ -122,7 +122,7 @@ def _take_files(scratch: Scratch, source: Path) -> bool:
         )
     elif source.suffix.lower() == ".csv":
         return True
-    elif source.suffix.lower() in VIDEO_SUFFIXES:
+    elif is_video(source.name):
         scratch.add_files([source.name])
     else:
         scratch.add_files(listed_names(source))

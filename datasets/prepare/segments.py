@@ -1,7 +1,7 @@
 """How many clips a file gives, and where they lie in it: what a plan leaves open until files were looked at.
 
 Files without a segment of their own are cut into consecutive clips; a file named by an id alone is its segment
-or the whole video. Both are decided by how long the file is, which its header says, before anything is
+or the whole video. Both are decided by how long the file is, which its last packets tell, before anything is
 decoded. So an hour of video is 360 clips to the plan: they are shuffled, shared among workers, put into shards
 of the size asked for and resumed after each like any others, and a worker never holds more than one.
 """
@@ -12,9 +12,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-import av
-from av.error import FFmpegError
-
+from datasets.media.length import media_length
 from datasets.prepare.sources import Task
 
 CUT_TOLERANCE = 1.0
@@ -33,17 +31,8 @@ class FileLength:
     root: str
 
     def __call__(self, task: Task) -> float | None:
-        """Seconds that the header promises; None where it says nothing or can't be read."""
-        # Looking for the streams' properties FFmpeg would decode some pictures, which a length has no need of.
-        fast = {"skip_frame": "all"}
-        path = os.path.join(self.root, task.source)
-        if not os.path.isfile(path):  # opening a FIFO would wait for its writer
-            return None
-        try:
-            with av.open(path, options=fast, metadata_errors="replace") as container:
-                return None if container.duration is None else container.duration / av.time_base
-        except (FFmpegError, OSError):
-            return None
+        """Seconds to the end of its packets; None where it has no sound, no picture or can't be read."""
+        return media_length(os.path.join(self.root, task.source))
 
 
 def needs_length(task: Task, clip_seconds: float | None) -> bool:

@@ -8,12 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets.media.suffixes import VIDEO_SUFFIXES
 from datasets.shards.manifest import Reject
 
-VIDEO_SUFFIXES = (
-    *(".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-    *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
-)
 DUPLICATE_ID = "duplicate_id"
 LABEL_UNKNOWN = "label_unknown"
 FILE_MISSING = "file_missing"

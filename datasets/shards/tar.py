@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from datasets.atomic import TEMPORARY_SUFFIX, fsync
+from datasets.media import suffixes
 
 
 class ShardError(ValueError):
@@ -33,9 +34,9 @@ BLOCK = 512
 """Bytes of a tar block: headers and data begin at multiples of it."""
 
 METADATA_SUFFIX = "json"
-AUDIO_SUFFIXES = ("flac", "wav", "mp3", "ogg")
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png")
-VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "mkv", "webm", "avi")
+AUDIO_SUFFIXES = tuple(suffix[1:] for suffix in suffixes.SOUND_SUFFIXES)
+IMAGE_SUFFIXES = tuple(suffix[1:] for suffix in suffixes.PICTURE_SUFFIXES)
+VIDEO_SUFFIXES = tuple(suffix[1:] for suffix in suffixes.VIDEO_SUFFIXES)
 
 SHARD_PATTERN = "shard-{:06d}.tar"
 

@@ -16,17 +16,16 @@ from datasets.decode import SAMPLE_RATE, DecodeError, decode_audio, decode_frame
 from datasets.loading.frames import frames_wanted
 from datasets.loading.reader import VIDEO_FRAMES, ClipReader
 from datasets.media.container import MediaError, MediaSettings, read_media
+from datasets.media.suffixes import PICTURE_SUFFIXES, SOUND_SUFFIXES, VIDEO_SUFFIXES
 from datasets.shards.manifest import INDEX_NAME
 from engine.embed.embedder import Embedder
 
 MediaKind = Literal["video", "sound", "picture"]
 
 SUFFIXES: dict[MediaKind, frozenset[str]] = {
-    "video": frozenset(
-        (".mp4", ".mkv", ".webm", ".avi", ".mov", ".m4v", ".flv", ".ts", ".mpg", ".mpeg", ".3gp")
-    ),
-    "sound": frozenset((".flac", ".wav", ".mp3", ".ogg")),
-    "picture": frozenset((".jpg", ".jpeg", ".png")),
+    "video": frozenset(VIDEO_SUFFIXES),
+    "sound": frozenset(SOUND_SUFFIXES),
+    "picture": frozenset(PICTURE_SUFFIXES),
 }
 
 

@@ -147,7 +147,7 @@ def test_sounds_alone_and_pictures_alone(tmp_path, embedder):
     embed(embedder, open_source(str(tmp_path), embedder, "sound"), tmp_path / "s.npz")
     sounds = read_embeddings(tmp_path / "s.npz")
     assert sounds.ids == ["0.wav", "1.wav", "2.wav"]
-    assert "can't be decoded: Format not recognised" in (tmp_path / "s.npz.rejects.csv").read_text()
+    assert "can't be decoded: not a media file" in (tmp_path / "s.npz.rejects.csv").read_text()
     assert list(sounds.streams) == ["audio"]
     wave = torch.from_numpy(make_waveform(0, 0.3))[None]
     embed(embedder, open_source(str(tmp_path), embedder, "picture"), tmp_path / "p.npz")
