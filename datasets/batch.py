@@ -55,6 +55,7 @@ class Clip:
         frame_index: N places of the frames among the stored ones, from 0; empty without frames.
         num_stored: Frames that are stored of the clip.
         frame_times: (N,) seconds after the clip's start at which the frames are shown, or None where not known.
+        text: What is said, or None where there is no text or none is asked for.
     """
 
     id: str
@@ -67,11 +68,15 @@ class Clip:
     frame_index: tuple[int, ...] = ()
     num_stored: int = 0
     frame_times: Tensor | None = None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
 class AVBatch:
     """A batch of clips as the front end takes it.
+
+    A clip without sound or without frames, where these are asked for and may be missing, is 0 there: its
+    ``num_samples`` or its ``num_stored`` is 0, and its waveform or frames are zeros that mean nothing.
 
     Attributes:
         ids: B clip ids.
@@ -86,6 +91,7 @@ class AVBatch:
         num_stored: (B,) int64 frames stored of each clip, or None.
         frame_times: (B, N) float32 seconds after the clip's start at which the frames are shown, NaN where a
             clip's set does not know them; None where none of the clips' does.
+        text: Of each clip what is said, or None; None where nobody reads text.
     """
 
     ids: list[str]
@@ -99,13 +105,15 @@ class AVBatch:
     frame_index: Tensor | None = None
     num_stored: Tensor | None = None
     frame_times: Tensor | None = None
+    text: list[str | None] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def first(self, count: int) -> AVBatch:
         """The first ``count`` clips of the batch."""
-        return replace(self._map(lambda tensor: tensor[:count]), ids=self.ids[:count])
+        text = None if self.text is None else self.text[:count]
+        return replace(self._map(lambda tensor: tensor[:count]), ids=self.ids[:count], text=text)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> AVBatch:
         """The same batch with its tensors on ``device``."""
@@ -152,6 +160,7 @@ def collate(items: Sequence[Clip | ReadFailure], num_samples: int, num_classes: 
         frame_index=torch.tensor([clip.frame_index for clip in clips]) if placed else None,
         num_stored=torch.tensor([clip.num_stored for clip in clips]) if placed else None,
         frame_times=_stack_times(clips),
+        text=[clip.text for clip in clips],
     )
 
 

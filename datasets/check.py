@@ -23,13 +23,21 @@ from pathlib import Path
 from tqdm import tqdm
 
 from datasets.console import print_table, quiet_end
-from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
+from datasets.decode import DecodeError, decode_audio, decode_frame, decode_text, decode_video
 from datasets.index import clip_id
 from datasets.prepare.shard_output import finished_sets
 from datasets.shards.manifest import Label, ShardIndex, label_ids
 from datasets.shards.scan import ScannedSample, scan_shard
 from datasets.shards.table import ClipTable
-from datasets.shards.tar import AUDIO_SUFFIXES, BLOCK, IMAGE_SUFFIXES, VIDEO_SUFFIXES, ShardError, ShardInfo
+from datasets.shards.tar import (
+    AUDIO_SUFFIXES,
+    BLOCK,
+    IMAGE_SUFFIXES,
+    TEXT_SUFFIX,
+    VIDEO_SUFFIXES,
+    ShardError,
+    ShardInfo,
+)
 from datasets.worker_pool import Failure, WorkerPool
 
 _DECODED_SIDE = 64  # the whole picture is decoded whatever size is asked for
@@ -207,10 +215,14 @@ def _examine(sample: ScannedSample, contents: dict[str, bytearray]) -> list[str]
                 decode_audio(data)
             elif kind in IMAGE_SUFFIXES:
                 decode_frame(data, _DECODED_SIDE)
+            elif suffix == TEXT_SUFFIX:
+                decode_text(data)
             elif kind in VIDEO_SUFFIXES:
                 decode_video(data, 1, [0], _DECODED_SIDE)
         except DecodeError as error:
             problems.append(f"{suffix}: {error}")
+    if sample.metadata.get("absent"):  # made with --partial true, and says itself what it lacks
+        return problems
     if not any(suffix.rpartition(".")[2] in (*AUDIO_SUFFIXES, *VIDEO_SUFFIXES) for suffix in contents):
         problems.append("has no sound")
     if not pictures and not any(suffix.rpartition(".")[2] in VIDEO_SUFFIXES for suffix in contents):

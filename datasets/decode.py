@@ -138,6 +138,18 @@ def _to_standard(samples: NDArray[Any], rate: int) -> Tensor:
     return mono.round_().clamp_(-32768, 32767).to(torch.int16)
 
 
+def decode_text(data: bytes | bytearray | memoryview) -> str:
+    """Decodes what is said.
+
+    Raises:
+        DecodeError: It is no UTF-8.
+    """
+    try:
+        return bytes(data).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise DecodeError(f"text is no UTF-8: {error.reason} at byte {error.start}") from error
+
+
 def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
     """Decodes a picture (jpg, png), turns it upright by its EXIF orientation, and brings it to a square.
 

@@ -186,7 +186,7 @@ def index_folder(
     shards, duration = [], 0.0
     with TableBuilder(folder) as builder:
         for scan in _scan_all(paths, True, num_workers):
-            if not any(_is_media(suffix) for sample in scan.samples for suffix in sample.members):
+            if not any(map(_is_usable, scan.samples)):
                 raise ShardError(
                     f"{folder / scan.info.name} holds no sound, picture or video that can be read"
                 )
@@ -222,8 +222,10 @@ class _Numbering(dict[int | str, int]):
         return self[label]
 
 
-def _is_media(suffix: str) -> bool:
-    return suffix.rpartition(".")[2] in (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+def _is_usable(sample: ScannedSample) -> bool:
+    """Whether a sample holds media, or says itself that it has none (``datasets.prepare --partial true``)."""
+    endings = (*AUDIO_SUFFIXES, *IMAGE_SUFFIXES, *VIDEO_SUFFIXES)
+    return "absent" in sample.metadata or any(name.rpartition(".")[2] in endings for name in sample.members)
 
 
 def _vocabulary(counts: Mapping[int | str, int]) -> tuple[Label, ...]:

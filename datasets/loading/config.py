@@ -106,6 +106,8 @@ class ClipNeeds:
         held_out_frames: Which frames to read of held-out clips; None for none.
         image_size: Side of the frames in pixels.
         num_samples: S, length to which waveforms are cut or padded.
+        text: Read the text of those clips that have any.
+        partial: Also read clips that lack some of what is asked for; without it these are bad clips.
     """
 
     audio: bool = True
@@ -113,3 +115,5 @@ class ClipNeeds:
     held_out_frames: FrameChoice | None = middle_frame
     image_size: int = 224
     num_samples: int = NUM_SAMPLES
+    text: bool = False
+    partial: bool = False

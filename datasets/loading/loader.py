@@ -198,6 +198,8 @@ def _reader(
         audio=needs.audio,
         choose_frames=frames,
         image_size=needs.image_size,
+        text=needs.text,
+        partial=needs.partial,
         substitutes=substitutes,
     )
 

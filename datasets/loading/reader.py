@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
-from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
+from datasets.decode import DecodeError, decode_audio, decode_frame, decode_text, decode_video
 from datasets.index import check_size
 from datasets.loading.frames import (
     FrameChoice,
@@ -67,6 +67,7 @@ class _Media(NamedTuple):
     frame_index: tuple[int, ...] = ()
     num_stored: int = 0
     frame_times: Tensor | None = None
+    text: str | None = None
 
 
 class ClipReader(Dataset[Clip | ReadFailure]):
@@ -77,6 +78,10 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         audio: Read the sound.
         choose_frames: Which frames to read, such as ``random_frame``; None for none. Must be picklable.
         image_size: Side of the square frames in pixels.
+        text: Read the text of clips that have any.
+        partial: Read clips that lack sound, frames or text, as long as they have any of what is asked for. In place
+            of what they lack is sound of length 0, black frames of ``num_stored`` 0, no text. Without it a clip
+            that lacks sound or frames is a bad clip.
         substitutes: A bad clip's place is taken by another; without it a ``ReadFailure`` stands there.
 
     Raises:
@@ -92,24 +97,38 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         audio: bool = True,
         choose_frames: FrameChoice | None = random_frame,
         image_size: int = 224,
+        text: bool = False,
+        partial: bool = False,
         substitutes: bool = True,
     ) -> None:
-        if not audio and choose_frames is None:
-            raise ValueError("a reader needs sound, frames or both to read")
+        if not audio and choose_frames is None and not text:
+            raise ValueError("a reader needs sound, frames or text to read")
         self.store = source if isinstance(source, ShardStore) else ShardStore(source)
         self.index, self.table = self.store.open_index()
         self.store.check(self.index.shards)
         self.audio = audio
         self.choose_frames = choose_frames
         self.image_size = image_size
+        self.text = text
+        self.partial = partial
         self.substitutes = substitutes
         self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, the latest in use last
-        if audio and not self.table.num_with_audio:
-            raise ShardError(f"no clip of {self.store.location} has sound")
-        if choose_frames is not None and not self.table.num_with_frames:
-            raise ShardError(f"no clip of {self.store.location} has frames")
-        if choose_frames is not None:
-            self._check_frames(frames_needed(choose_frames))
+        self._check_contents()
+
+    def _check_contents(self) -> None:
+        """Raises a ShardError if no clip has what is asked for, or, where some may be missing, any of it."""
+        table, choose = self.table, self.choose_frames
+        counts = {
+            "sound": table.num_with_audio if self.audio else None,
+            "frames": None if choose is None else table.num_with_frames,
+            "text": table.num_with_text if self.text else None,
+        }
+        asked = {name: count for name, count in counts.items() if count is not None}
+        missing = [name for name, count in asked.items() if not count]
+        if missing and not (self.partial and len(missing) < len(asked)):
+            raise ShardError(f"no clip of {self.store.location} has {' or '.join(missing)}")
+        if choose is not None and counts["frames"]:
+            self._check_frames(frames_needed(choose))
 
     def _check_frames(self, needed: int) -> None:
         most = self.table.most_frames
@@ -168,6 +187,9 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         media = _Media()
         if missing_audio or missing_frames:
             media = self._decode_video(row, seed, members, missing_audio, missing_frames)
+        texts = [slot for slot in self.table.text_slots if slot in members]
+        if self.text and texts:
+            media = media._replace(text=decode_text(self._read_member(row, texts[0], members[texts[0]])))
         if self.audio and sounds:
             media = media._replace(
                 waveform=decode_audio(self._read_member(row, sounds[0], members[sounds[0]]))
@@ -185,12 +207,27 @@ class ClipReader(Dataset[Clip | ReadFailure]):
                 num_stored=len(pictures),
                 frame_times=None if times is None else torch.from_numpy(times[list(chosen)]),
             )
+        return self._complete(media, seed) if self.partial else media
+
+    def _complete(self, media: _Media, seed: int) -> _Media:
+        """A partial clip with nothing in the place of what it lacks."""
+        if media.waveform is None and media.frames is None and media.text is None:
+            raise _BadMemberError("the sample has nothing of what is asked for")
+        if self.audio and media.waveform is None:
+            media = media._replace(waveform=torch.empty(0, dtype=torch.int16))
+        if self.choose_frames is not None and media.frames is None:
+            usual = self.table.most_frames or max(VIDEO_FRAMES, frames_wanted(self.choose_frames))
+            count = len(self.choose_frames(usual, seed))
+            black = torch.zeros(count, 3, self.image_size, self.image_size, dtype=torch.uint8)
+            media = media._replace(frames=black, frame_index=(0,) * count)
         return media
 
     def _decode_video(
         self, row: int, seed: int, members: dict[int, Extent], audio: bool, frames: bool
     ) -> _Media:
         videos = [slot for slot in self.table.video_slots if slot in members]
+        if not videos and self.partial:
+            return _Media()
         if not videos:
             wanted = [name for name, missing in (("sound", audio), ("frames", frames)) if missing]
             raise _BadMemberError(f"the sample has no {' and no '.join(wanted)}")

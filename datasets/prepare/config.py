@@ -19,7 +19,8 @@ class PrepareConfig(EncodeSettings):
 
     Attributes:
         source: A folder of videos (searched recursively), a text file of paths, one a line, a CSV with a
-            column path (and label, split, start, end), or one video. Relative paths are relative to the file's folder.
+            column path (and label or label.TASK, text, split, start, end), or one video. Relative paths are
+            relative to the file's folder.
         out: Folder for the shards; where the label file has splits, each goes to a folder of its own in it.
         labels: AudioSet's *_segments.csv, VGGSound's CSV, or a CSV with a column path; the form is
             recognised.
@@ -71,6 +72,8 @@ class PrepareConfig(EncodeSettings):
     def settings(self) -> dict[str, object]:
         """Everything that has a say in what comes out, files of labels and classes also by their content."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NO_INFLUENCE}
+        if not self.partial:  # sets made before there was this setting are what it makes without it
+            del settings["partial"]
         manifest = self.source if Path(self.source).suffix.lower() == ".csv" else None
         for name, path in (("source", manifest), ("labels", self.labels), ("classes", self.classes)):
             if path and Path(path).is_file():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import soundfile
@@ -15,7 +15,7 @@ from datasets.media.container import MediaClip, MediaError, MediaSettings, read_
 from datasets.prepare.fbank_stats import Moments, measure_fbank
 from datasets.prepare.sources import Task, printable, rejected_clip
 from datasets.shards.manifest import Reject
-from datasets.shards.tar import Sample, make_key
+from datasets.shards.tar import TEXT_SUFFIX, Sample, make_key
 
 SILENT = "silent"
 TOO_SHORT = "too_short"
@@ -40,6 +40,8 @@ class EncodeSettings:
         silence_peak: Clips whose sound never exceeds this share of full scale are rejected (silent).
         keep_truncated: Keep what is there of files that end before their header says or are damaged on the
             way; otherwise they are rejected (truncated).
+        partial: Keep clips whose text is known and whose video is of no use, as text alone; otherwise they are
+            rejected.
     """
 
     media: MediaSettings = field(default_factory=MediaSettings)
@@ -49,6 +51,7 @@ class EncodeSettings:
     min_seconds: float = 1.0
     silence_peak: float = 0.001
     keep_truncated: bool = False
+    partial: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.jpeg_quality <= 95:
@@ -110,6 +113,8 @@ class Encoder:
         try:
             clip = self._read(os.path.join(self.root, task.source), start, end)
         except MediaError as error:
+            if self.settings.partial and task.text is not None:
+                return Encoded(self._text_alone(task, error), Moments())
             return Encoded(rejected_clip(task, error.reason, error.detail), Moments())
         moments = measure_fbank(clip.waveform, clip.sample_rate) if work.measure else Moments()
         return Encoded(self._sample(task, clip), moments)
@@ -126,18 +131,28 @@ class Encoder:
 
     def _sample(self, task: Task, clip: MediaClip) -> Sample:
         settings = self.settings
-        metadata = {
+        metadata = self._metadata(task, round(clip.duration, 6), clip.frame_times)
+        sound = encode_audio(clip.waveform, clip.sample_rate, settings.audio_format)
+        frames = [(f"{i:02d}.jpg", encode_jpeg(f, settings.jpeg_quality)) for i, f in enumerate(clip.frames)]
+        members = [*_text_member(task), (settings.audio_format, sound), *frames]
+        return Sample(make_key(task.id), metadata, members)
+
+    def _text_alone(self, task: Task, error: MediaError) -> Sample:
+        """The sample of a clip without sound or frames, which says why it has none."""
+        absent = {"sound": error.reason, "frames": error.reason}
+        metadata = self._metadata(task, 0.0, []) | {"absent": absent}
+        return Sample(make_key(task.id), metadata, _text_member(task))
+
+    def _metadata(self, task: Task, duration: float, frame_times: list[float]) -> dict[str, Any]:
+        return {
             "id": task.id,
             "labels": [self.labels[i] for i in task.labels],
             # In the video, also where the file is a segment already cut out of it.
             "start": task.start or 0.0,
-            "duration": round(clip.duration, 6),
-            "frame_times": clip.frame_times,
+            "duration": duration,
+            "frame_times": frame_times,
             "source": printable(task.source),
         }
-        sound = encode_audio(clip.waveform, clip.sample_rate, settings.audio_format)
-        frames = [(f"{i:02d}.jpg", encode_jpeg(f, settings.jpeg_quality)) for i, f in enumerate(clip.frames)]
-        return Sample(make_key(task.id), metadata, [(settings.audio_format, sound), *frames])
 
     def _examine(self, clip: MediaClip) -> None:
         """Raises a MediaError for a clip that was read but is of no use."""
@@ -151,6 +166,10 @@ class Encoder:
         if peak <= self.settings.silence_peak * 32768:
             limit = f"not above --silence_peak {self.settings.silence_peak:g}"
             raise MediaError(SILENT, f"its peak is {peak / 32768:.2g} of full scale, {limit}")
+
+
+def _text_member(task: Task) -> list[tuple[str, bytes]]:
+    return [] if task.text is None else [(TEXT_SUFFIX, task.text.encode())]
 
 
 def encode_audio(waveform: np.ndarray, sample_rate: int, audio_format: Literal["flac", "wav"]) -> bytes:

@@ -6,7 +6,8 @@ Three forms are recognised from their first row, so that nobody has to name one:
   MIDs;
 * VGGSound's CSV: ``id, start, "label", split`` without a header, each segment being ten seconds long;
 * any CSV whose header has a column ``path``, and any of ``label`` (several separated by ``;``), ``split``,
-  ``start`` and ``end``. Other columns are ignored.
+  ``start``, ``end``, and ``text`` (what is said). A column ``label.TASK`` holds the labels of one of several tasks:
+  ``neutral`` under ``label.emotion`` is the class ``emotion:neutral``. Other columns are ignored.
 
 The vocabulary is part of a set: class 17 must mean the same in training and validation. So it comes from the
 whole label file (all splits), from AudioSet's class file, or from another set's ``index.json``; never from
@@ -25,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.shards.manifest import Label
+from datasets.shards.manifest import Label, task_label
 
 AUDIOSET = "AudioSet segments"
 VGGSOUND = "VGGSound"
@@ -33,6 +34,7 @@ MANIFEST = "CSV with a path column"
 AUDIOSET_CLASSES = "class_labels_indices.csv"
 VGGSOUND_SECONDS = 10.0
 LABEL_SEPARATOR = ";"
+_TASK_COLUMN = "label."
 _SAFE_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -49,6 +51,7 @@ class LabelRow(NamedTuple):
         end: Where it ends, in seconds; None for the end of the file.
         labels: Class names or MIDs as written.
         split: The split it belongs to; None where the file has none.
+        text: What is said in it; None where nobody knows.
     """
 
     name: str
@@ -56,6 +59,7 @@ class LabelRow(NamedTuple):
     end: float | None
     labels: tuple[str, ...]
     split: str | None
+    text: str | None = None
 
 
 @dataclass(frozen=True)
@@ -240,10 +244,15 @@ def _manifest_row(path: Path, line: int, cells: list[str], header: list[str]) ->
     row = {name: cell.strip() for name, cell in zip(header, cells, strict=True)}
     if not row["path"]:
         raise LabelFileError(f"{path}:{line}: the path is empty")
-    label = row.get("label") or row.get("labels") or ""
+    labels = (row.get("label") or row.get("labels") or "").split(LABEL_SEPARATOR)
+    for column, cell in row.items():
+        if column.startswith(_TASK_COLUMN):
+            task = column.removeprefix(_TASK_COLUMN)
+            labels += [task_label(task, name.strip()) for name in cell.split(LABEL_SEPARATOR) if name.strip()]
     start, end = (_seconds(path, line, row[key]) if row.get(key) else None for key in ("start", "end"))
     name = os.path.normpath(row["path"])
-    return _row(path, line, name, start, end, label.split(LABEL_SEPARATOR), row.get("split") or None)
+    found = _row(path, line, name, start, end, labels, row.get("split") or None)
+    return found._replace(text=_utf8(path, row["text"], "the text") if row.get("text") else None)
 
 
 def _audioset_row(path: Path, line: int, cells: list[str]) -> LabelRow:
@@ -277,11 +286,11 @@ def _row(
     return LabelRow(name, start, end, tokens, split)
 
 
-def _utf8(path: Path, name: str) -> str:
-    """A class name as read; paths may be any bytes, names may not."""
+def _utf8(path: Path, name: str, what: str = "class name") -> str:
+    """A class name or text as read; paths may be any bytes, these may not."""
     if not name.isascii() and any("\udc80" <= character <= "\udcff" for character in name):
         shown = name.encode("utf-8", "surrogateescape")
-        raise LabelFileError(f"{path}: class name {shown!r} is no UTF-8; save the file as UTF-8")
+        raise LabelFileError(f"{path}: {what} {shown!r} is no UTF-8; save the file as UTF-8")
     return name
 
 

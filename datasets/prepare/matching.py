@@ -152,7 +152,8 @@ def _add(
         detail = f"class {error} is not in the vocabulary"
     else:
         if ids or not len(vocabulary):
-            scratch.add_task(Task(source, printable(identifier), ids, row.start, row.end, cut), row.split)
+            task = Task(source, printable(identifier), ids, row.start, row.end, cut, row.text)
+            scratch.add_task(task, row.split)
             return
         detail = "its row names no class"
     scratch.reject(rejected(source, LABEL_UNKNOWN, detail), row.split)

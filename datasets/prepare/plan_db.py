@@ -41,7 +41,8 @@ CREATE TABLE folders (depth INTEGER, name BLOB);
 CREATE TABLE visited (device TEXT, inode TEXT, PRIMARY KEY (device, inode)) WITHOUT ROWID;
 CREATE TABLE found (name BLOB);
 CREATE TABLE files (number INTEGER PRIMARY KEY, name BLOB);
-CREATE TABLE rows (number INTEGER PRIMARY KEY, name BLOB, start REAL, end REAL, labels TEXT, split TEXT);
+CREATE TABLE rows (number INTEGER PRIMARY KEY, name BLOB, start REAL, end REAL, labels TEXT, split TEXT,
+    text TEXT);
 CREATE TABLE matches (row INTEGER PRIMARY KEY, file BLOB, cut INTEGER);
 CREATE TABLE missing (id TEXT PRIMARY KEY) WITHOUT ROWID;
 CREATE TABLE tasks (number INTEGER PRIMARY KEY, split TEXT, id TEXT UNIQUE, task TEXT);
@@ -173,9 +174,9 @@ class Scratch:
     def add_rows(self, rows: Iterable[LabelRow]) -> None:
         """Adds all rows of a label file."""
         self._db.executemany(
-            "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?)",
+            "INSERT INTO rows VALUES (NULL, ?, ?, ?, ?, ?, ?)",
             (
-                (os.fsencode(row.name), row.start, row.end, json.dumps(row.labels), row.split or "")
+                (os.fsencode(row.name), row.start, row.end, json.dumps(row.labels), row.split or "", row.text)
                 for row in rows
             ),
         )
@@ -189,12 +190,12 @@ class Scratch:
     def rows(self, limit: int = -1) -> Iterator[tuple[LabelRow, str | None, bool | None]]:
         """The rows, or the first few; with each the file that matches it, if any, and that file's ``cut``."""
         found = self._db.execute(
-            "SELECT name, start, end, labels, split, file, cut FROM rows LEFT JOIN matches ON row = number "
+            "SELECT name, start, end, labels, split, text, file, cut FROM rows LEFT JOIN matches ON row = number "
             "ORDER BY number LIMIT ?",
             (limit,),
         )
-        for name, start, end, labels, split, file, cut in found:
-            row = LabelRow(os.fsdecode(name), start, end, tuple(json.loads(labels)), split or None)
+        for name, start, end, labels, split, text, file, cut in found:
+            row = LabelRow(os.fsdecode(name), start, end, tuple(json.loads(labels)), split or None, text)
             yield row, file and os.fsdecode(file), None if cut is None else bool(cut)
 
     def rows_named(self, names: Sequence[str]) -> list[Match]:

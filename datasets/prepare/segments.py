@@ -38,7 +38,7 @@ class FileLength:
 def needs_length(task: Task, clip_seconds: float | None) -> bool:
     """Whether the file's length has a say in what clips a task stands for."""
     if task.start is None and task.end is None:
-        return clip_seconds is not None
+        return clip_seconds is not None and task.text is None
     return task.cut is None and task.end is not None
 
 
@@ -52,7 +52,8 @@ def cut_into_clips(tasks: Iterable[Task], clip_seconds: float | None, lengths: L
     Args:
         tasks: Some of them stand for whole files. Iterated twice at once.
         clip_seconds: Length of consecutive clips; None for one clip a file. A last piece shorter than half of
-            it is left out, one file gives one clip at least.
+            it is left out, one file gives one clip at least. A file whose text is known is one clip, since
+            nobody knows which piece says what.
         lengths: Gives the files' lengths.
     """
     found = lengths(task for task in tasks if needs_length(task, clip_seconds))
@@ -60,7 +61,7 @@ def cut_into_clips(tasks: Iterable[Task], clip_seconds: float | None, lengths: L
         length = next(found) if needs_length(task, clip_seconds) else None
         if task.start is not None or task.end is not None:
             yield _settle(task, length)
-        elif clip_seconds is None:
+        elif clip_seconds is None or task.text is not None:
             yield task
         else:
             yield from _pieces(task, clip_seconds, length or 0.0)

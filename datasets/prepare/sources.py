@@ -31,6 +31,7 @@ class Task(NamedTuple):
         end: Where it ends.
         cut: The file is the segment itself (True), the whole video (False), or whichever its length says
             (None).
+        text: What is said in it; None where nobody knows.
     """
 
     source: str
@@ -39,6 +40,7 @@ class Task(NamedTuple):
     start: float | None = None
     end: float | None = None
     cut: bool | None = False
+    text: str | None = None
 
     @classmethod
     def parse(cls, line: str) -> Task:

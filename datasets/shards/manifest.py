@@ -187,6 +187,20 @@ def missing_index(folder: Path) -> str:
     return f"{folder} has no {INDEX_NAME} and no shards (*.tar); make some with: python -m datasets.prepare"
 
 
+def task_label(task: str, name: str) -> str:
+    """Class ``name`` of one of several tasks, as it stands in the vocabulary: ``emotion:neutral``."""
+    return f"{task}:{name}"
+
+
+def label_tasks(labels: Sequence[Label]) -> dict[str, list[int]]:
+    """The class ids of each task of a vocabulary, in order; those of names without a task under ``""``."""
+    tasks: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        task, separator, _ = label.name.partition(":")
+        tasks.setdefault(task if separator else "", []).append(i)
+    return tasks
+
+
 def label_ids(labels: Sequence[Label]) -> dict[int | str, int]:
     """Class id of everything that a sample may call a label by: its number, its name, its MID."""
     ids: dict[int | str, int] = {i: i for i in range(len(labels))}

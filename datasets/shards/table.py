@@ -33,6 +33,7 @@ from datasets.shards.tar import (
     AUDIO_SUFFIXES,
     BLOCK,
     IMAGE_SUFFIXES,
+    TEXT_SUFFIX,
     VIDEO_SUFFIXES,
     ShardError,
 )
@@ -66,7 +67,7 @@ class ClipTable:
             ``label_ids[label_offsets[r]:label_offsets[r + 1]]``.
         label_ids: Class ids of all clips, one after the other.
         first_rows: (shards + 1,) int64; shard s has the rows ``first_rows[s]`` to ``first_rows[s + 1] - 1``.
-        audio_slots, frame_slots, video_slots: Slots by what they hold, frames in order.
+        audio_slots, frame_slots, video_slots, text_slots: Slots by what they hold, frames in order.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -93,6 +94,7 @@ class ClipTable:
         self.audio_slots = self._slots_of(AUDIO_SUFFIXES)
         self.frame_slots = self._slots_of(IMAGE_SUFFIXES)
         self.video_slots = self._slots_of(VIDEO_SUFFIXES)
+        self.text_slots = [slot for slot, suffix in enumerate(self.slots) if suffix == TEXT_SUFFIX]
 
     @classmethod
     def open(cls, folder: Path | str, fingerprint: str | None = None) -> ClipTable:
@@ -176,6 +178,11 @@ class ClipTable:
     def num_with_frames(self) -> int:
         """Clips that have pictures or a video."""
         return self._count(self.frame_slots + self.video_slots)
+
+    @property
+    def num_with_text(self) -> int:
+        """Clips that have text."""
+        return self._count(self.text_slots)
 
     @property
     def most_frames(self) -> int:

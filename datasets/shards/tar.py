@@ -1,7 +1,8 @@
 """How a clip lies in a shard: sample keys, member names, and the writer of one tar file.
 
 A shard is a WebDataset tar, readable by any WebDataset reader. A sample is a run of members of one key:
-``KEY.json`` (metadata), ``KEY.flac`` (16 kHz mono sound), ``KEY.00.jpg`` ... ``KEY.09.jpg`` (frames).
+``KEY.json`` (metadata), ``KEY.txt`` (what is said, in UTF-8, where anything is known of it), ``KEY.flac`` (16 kHz
+mono sound), ``KEY.00.jpg`` ... ``KEY.09.jpg`` (frames).
 
 Decisions:
     * The same samples give the same bytes: owner, mode and time of every member are fixed.
@@ -34,6 +35,7 @@ BLOCK = 512
 """Bytes of a tar block: headers and data begin at multiples of it."""
 
 METADATA_SUFFIX = "json"
+TEXT_SUFFIX = "txt"
 AUDIO_SUFFIXES = tuple(suffix[1:] for suffix in suffixes.SOUND_SUFFIXES)
 IMAGE_SUFFIXES = tuple(suffix[1:] for suffix in suffixes.PICTURE_SUFFIXES)
 VIDEO_SUFFIXES = tuple(suffix[1:] for suffix in suffixes.VIDEO_SUFFIXES)
