@@ -172,7 +172,7 @@ def test_sets_that_lack_what_is_asked_for_are_refused(tmp_path):
     folder = write_set(tmp_path, [Sample("k", {}, [("flac", encode_flac(make_waveform(0, 0.1)))])])
     with pytest.raises(ShardError, match=r"no clip of .* has frames"):
         ClipReader(folder)
-    with pytest.raises(ValueError, match="sound, frames or both"):
+    with pytest.raises(ValueError, match="sound, frames or text"):
         ClipReader(folder, audio=False, choose_frames=None)
 
 
