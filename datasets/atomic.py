@@ -1,10 +1,16 @@
-"""Files that are there whole or not at all, also after a power cut."""
+"""Files that are there whole or not at all, also after a power cut, and that are written through no link.
+
+A folder that others made may hold a symbolic link under any name. What is written here goes to a file of its own, which
+then takes the name: a link there is replaced, and what it pointed at stays as it is.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 #: Ends the names of files that are being written.
 TEMPORARY_SUFFIX = ".partial"
@@ -20,12 +26,24 @@ def write_atomically(path: Path, content: str | bytes | Iterable[bytes]) -> None
     Raises:
         OSError: The disk is full or fails; nothing is left behind.
     """
+    with replacing(path) as file:
+        if isinstance(content, str):
+            content = content.encode()
+        file.writelines([content] if isinstance(content, bytes) else content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file that gets the name ``path`` when the block ends, and is gone where the block fails.
+
+    Raises:
+        OSError: The disk is full or fails; nothing is left behind.
+    """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
-            if isinstance(content, str):
-                content = content.encode()
-            file.writelines([content] if isinstance(content, bytes) else content)
+        with open(temporary, "xb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from tqdm import tqdm
 
 from datasets.console import quiet_end
 from datasets.shards.manifest import INDEX_NAME, Label, ShardIndex, is_unfinished, label_ids, missing_index
+from datasets.shards.names import is_file_name
 from datasets.shards.scan import ScannedSample, ShardScan, scan_shard
 from datasets.shards.table import ClipTable
 from datasets.shards.table_builder import TableBuilder, TableRow
@@ -83,9 +85,12 @@ def check_size(path: Path, shard: ShardInfo) -> None:
         ShardError: It is not so; names file, expected and found size.
     """
     try:
-        found = path.stat().st_size
+        status = path.stat()
     except OSError as error:
         raise ShardError(f"shard {path} is in the index but can't be opened: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):  # opening a FIFO would wait for its writer
+        raise ShardError(f"shard {path} is no regular file")
+    found = status.st_size
     if found != shard.bytes:
         raise ShardError(
             f"shard {path} has {found} bytes, the index says {shard.bytes}: it was cut or changed. Bring it "
@@ -178,6 +183,11 @@ def index_folder(
         raise ShardError(
             f"{folder} has no shards (*.tar) to index" if folder.is_dir() else missing_index(folder)
         )
+    for path in paths:
+        if not is_file_name(path.name):
+            raise ShardError(
+                f"{path}: its name may hold only letters, digits and . , + = @ ~ _ - blank; rename it"
+            )
     if is_unfinished(folder):  # with an index it would pass for a finished set, which nobody goes on with
         raise ShardError(missing_index(folder))
     counts: Counter[int] = Counter()

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 
 from datasets.loading.frames import FrameChoice, middle_frame, random_frame
-from datasets.shards.store import is_url
+from datasets.shards.names import check_location, is_url, public
 
 NUM_SAMPLES = (1024 - 1) * 160 + 400
 """Waveform samples that give 1024 log-mel frames (25 ms windows every 10 ms at 16 kHz), about 10 s."""
@@ -69,10 +69,12 @@ class DataConfig:
             raise ValueError(f"data.max_bad_fraction must be within 0 and 1, not {self.max_bad_fraction}")
         if not self.stall_seconds > 0:
             raise ValueError(f"data.stall_seconds must be above 0, not {self.stall_seconds}")
-        locations = [*(part.path for part in self.train_sets), self.val]
-        remote = [location for location in locations if location and is_url(location)]
-        if remote and self.cache_dir is None:
-            raise ValueError(f"data.cache_dir must name a folder to keep the shards of {remote[0]} in")
+        for location in filter(None, [*(part.path for part in self.train_sets), self.val]):
+            check_location(location)
+            if is_url(location) and self.cache_dir is None:
+                raise ValueError(
+                    f"data.cache_dir must name a folder to keep the shards of {public(location)} in"
+                )
 
     @property
     def train_sets(self) -> tuple[WeightedSet, ...]:
@@ -91,7 +93,8 @@ def _check_train(train: str | list[WeightedSet]) -> None:
         place = part.path.rstrip("/") if is_url(part.path) else os.path.realpath(part.path)
         if place in seen:
             raise ValueError(
-                f"data.train names one set twice, as {seen[place]} and {part.path}; name it once, with its weight"
+                f"data.train names one set twice, as {public(seen[place])} and {public(part.path)}; name it once, with "
+                "its weight"
             )
         seen[place] = part.path
 

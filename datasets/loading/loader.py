@@ -24,7 +24,7 @@ from datasets.loading.plan import EvaluationBatches, EvaluationPlan, SamplePlan,
 from datasets.loading.reader import ClipReader
 from datasets.loading.sampling import MixupReader, SamplingConfig, collate_mixed, subset_rows
 from datasets.loading.workers import make_loader
-from datasets.shards.store import ShardStore, is_url
+from datasets.shards.store import ShardStore
 
 __all__ = [
     "NUM_SAMPLES",
@@ -229,7 +229,7 @@ def _check_cache(config: DataConfig, readers: Sequence[ClipReader]) -> None:
     """A window's shards are read in turn many times: they and the next window's must fit the cache."""
     needed = 0
     for reader in readers:
-        shards = [shard.bytes for shard in reader.index.shards if is_url(reader.store.url(shard.name))]
+        shards = [shard.bytes for shard in reader.index.shards if reader.store.is_remote]
         needed += sum(sorted(shards, reverse=True)[: 2 * config.shuffle_window])
     if needed > config.cache_gb * 1e9:
         raise ValueError(

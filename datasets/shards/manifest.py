@@ -4,18 +4,76 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from datasets.atomic import write_atomically
+from datasets.shards.names import is_file_name
 from datasets.shards.tar import ShardError, ShardInfo
+from datasets.untrusted import (
+    check_fields,
+    finite_number,
+    is_text,
+    is_writable,
+    parse_json,
+    read_bounded,
+    shown,
+    whole_number,
+)
 
 INDEX_NAME = "index.json"
 PREPARE_FOLDER = ".prepare"  # is there while datasets.prepare is not done
 FORMAT = "earsight-shards"
 VERSION = 2
+LARGEST_INDEX = 32 << 20
+"""Bytes. An index of a million clips takes less than one of these 32 MB."""
+
+_DIGEST = re.compile(r"[0-9a-f]{0,64}")
+_NAME = (is_file_name, "the name of a file in the set's folder (letters, digits and . , + = @ ~ _ - blank)")
+_SHA256 = (
+    lambda value: isinstance(value, str) and bool(_DIGEST.fullmatch(value)),
+    "hexadecimal digits, 64 at most",
+)
+_COUNT = (lambda value: whole_number(value, 0, 1 << 50), "a number from 0 to 2^50")
+_SHARD = {
+    "name": _NAME,
+    "samples": (lambda v: whole_number(v, 1, 1 << 31), "1 to 2^31"),
+    "bytes": _COUNT,
+    "sha256": _SHA256,
+}
+_TEXT = (lambda value: is_text(value, 1000), "text of at most 1,000 characters")
+_LABEL = {
+    "name": _TEXT,
+    "mid": (lambda value: value is None or is_text(value, 1000), "null or text"),
+    "count": _COUNT,
+}
+_NUMBER = (lambda value: finite_number(value, -1e9, 1e9), "a finite number")
+_FBANK = {
+    "mean": _NUMBER,
+    "std": (lambda value: finite_number(value, 0.0, 1e9), "a finite number"),
+    "clips": _COUNT,
+}
+
+
+def _are_counts(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        is_text(reason, 100) and whole_number(count, 0, 1 << 50) for reason, count in value.items()
+    )
+
+
+_REJECTS = {"file": _NAME, "sha256": _SHA256, "counts": (_are_counts, "numbers by reason")}
+_LIST = (lambda value: isinstance(value, list), "a list")
+_CONTENT = {
+    "shards": _LIST,
+    "labels": _LIST,
+    "fbank": (lambda value: value is None or isinstance(value, dict), "null or an object"),
+    "settings": (lambda value: isinstance(value, dict) and is_writable(value), "an object of legal text"),
+    "rejects": (lambda value: value is None or isinstance(value, dict), "null or an object"),
+    "duration_seconds": (lambda value: finite_number(value, 0.0, 1e15), "a number of seconds"),
+}
 
 
 @dataclass(frozen=True)
@@ -133,24 +191,21 @@ class ShardIndex:
             ShardError: It is no such index, or one of a version not known here.
         """
         try:
-            content = json.loads(path.read_bytes())
+            content = parse_json(read_bounded(path, LARGEST_INDEX))
+            if not isinstance(content, dict):
+                raise ValueError("it is no JSON object")
             if content.get("format") != FORMAT:
                 raise ShardError(f'{where} is no index of shards: "format" is not "{FORMAT}"')
-            if content["version"] != VERSION:
+            if content.get("version") != VERSION:
                 raise ShardError(
-                    f"{where} has version {content['version']}, this program reads {VERSION}. Make the set anew "
-                    "with datasets.prepare, or index its shards anew: python -m datasets.index FOLDER --overwrite"
+                    f"{where} has version {shown(content.get('version'))}, this program reads {VERSION}. Make the set "
+                    "anew with datasets.prepare, or index its shards anew: python -m datasets.index FOLDER --overwrite"
                 )
-            return cls(
-                shards=tuple(ShardInfo(**shard) for shard in content["shards"]),
-                labels=tuple(Label(**label) for label in content["labels"]),
-                fbank=FbankStats(**content["fbank"]) if content["fbank"] else None,
-                settings=content["settings"],
-                rejects=RejectList(**content["rejects"]) if content["rejects"] else None,
-                duration_seconds=content["duration_seconds"],
-            )
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-            raise ShardError(f"{where} can't be read as an index of shards: {error!r}") from error
+            return _parse(content)
+        except (ValueError, OSError) as error:
+            if isinstance(error, ShardError):
+                raise
+            raise ShardError(f"{where} can't be read as an index of shards: {error}") from error
 
     def save(self, folder: Path | str) -> Path:
         """Writes ``index.json`` into ``folder``, whole or not at all, and returns its path."""
@@ -158,6 +213,23 @@ class ShardIndex:
         content = {"format": FORMAT, "version": VERSION, "samples": self.samples, **asdict(self)}
         write_atomically(path, json.dumps(content, indent=1, ensure_ascii=False).encode())
         return path
+
+
+def _parse(content: dict[str, Any]) -> ShardIndex:
+    """An index from JSON; a ``ValueError`` names the field that is missing or illegal."""
+    known = {name: content[name] for name in _CONTENT if name in content}
+    check_fields(known, _CONTENT, "index")
+    shards = [ShardInfo(**check_fields(v, _SHARD, f"shards[{i}]")) for i, v in enumerate(known["shards"])]
+    labels = [Label(**check_fields(v, _LABEL, f"labels[{i}]")) for i, v in enumerate(known["labels"])]
+    fbank, rejects = known["fbank"], known["rejects"]
+    return ShardIndex(
+        shards=tuple(shards),
+        labels=tuple(labels),
+        fbank=FbankStats(**check_fields(fbank, _FBANK, "fbank")) if fbank else None,
+        settings=known["settings"],
+        rejects=RejectList(**check_fields(rejects, _REJECTS, "rejects")) if rejects else None,
+        duration_seconds=known["duration_seconds"],
+    )
 
 
 def is_unfinished(folder: Path) -> bool:

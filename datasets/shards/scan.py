@@ -61,6 +61,8 @@ def scan_shard(path: Path, hashing: bool = True) -> ShardScan:
         ShardError: It is empty, cut, damaged, compressed, holds a key twice, or metadata that is no JSON
             object.
     """
+    if not path.is_file():  # opening a FIFO would wait for its writer
+        raise ShardError(f"{path} is no regular file")
     with open(path, "rb") as file:
         source = _Source(path, file, hashlib.sha256() if hashing else None)
         samples = [_read_sample(path, key, group) for key, group in _group(_members(source))]

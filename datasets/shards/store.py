@@ -1,13 +1,15 @@
 """Where the shards of a set are: in a folder, or at URLs and then in a bounded local cache.
 
-WebDataset's openers fetch: ``https:``, ``gs:``, ``hf:``, ``sftp:``, ... and ``pipe:COMMAND``, which reads
-the standard output of any command; ``s3:`` goes through ``aws s3 cp``. A set's location is a folder or URL
-to which a file's name is added, or holds ``{}`` in its place: ``pipe:ssh host cat /data/audioset/{}``.
+`datasets.shards.fetch` fetches: ``https:``, ``s3:``, ``gs:``, ``hf:``, ``sftp:``, ... and ``pipe:COMMAND``, which reads
+the standard output of any command. A set's location is a folder or URL to which a file's name is added, or holds
+``{}`` in its place: ``pipe:ssh host cat /data/audioset/{}``.
 
 Decisions:
+    * The index names files of the set and nothing else: no path, no URL, no command (`datasets.shards.names`).
     * A shard is fetched whole, once a machine: a file lock keeps other processes waiting for it. It gets its
       name only after its size was compared with the index.
-    * Before a fetch the shards that nobody opened for the longest time go, until the new one fits.
+    * Before a fetch the shards that nobody opened for the longest time go, until the new one fits. Only files that
+      the cache made itself are counted and removed, whatever else lies in its folder.
 """
 
 from __future__ import annotations
@@ -16,30 +18,24 @@ import contextlib
 import fcntl
 import hashlib
 import os
-import shlex
-import shutil
+import re
+import stat
 import time
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from subprocess import TimeoutExpired
-from urllib.parse import urlparse
-from urllib.request import url2pathname
+from pathlib import Path
 
-from webdataset.gopen import gopen, gopen_schemes
-
-from datasets.atomic import TEMPORARY_SUFFIX
+from datasets.atomic import replacing
 from datasets.index import check_size
-from datasets.shards.manifest import INDEX_NAME, ShardIndex
+from datasets.shards.fetch import fetch
+from datasets.shards.manifest import INDEX_NAME, LARGEST_INDEX, ShardIndex
+from datasets.shards.names import check_location, is_url, join, public
 from datasets.shards.table import TABLE_NAME, ClipTable
 from datasets.shards.tar import ShardError, ShardInfo
 
 _LOCKS = ".locks"
 _TABLES = "tables"
-
-
-def is_url(location: str) -> bool:
-    """Whether ``location`` is fetched, in place of being opened where it is."""
-    return location.startswith("pipe:") or urlparse(location).scheme not in ("", "file")
+_OWN = re.compile(r"([0-9a-f]{16})-.+")
+_LARGEST_ROW = 8192  # bytes that a clip may take in a table that is fetched
 
 
 class ShardStore:
@@ -66,20 +62,21 @@ class ShardStore:
         self.cache_dir = Path(cache_dir) if cache_dir else None
         self.cache_bytes = cache_bytes
         self.retry_delays = retry_delays
-        if is_url(self.location):
+        check_location(self.location)
+        self.is_remote = is_url(self.location)
+        if self.is_remote:
             self._cache()
 
     def url(self, name: str) -> str:
-        """URL or path of the file ``name`` of the set; a name that is a URL itself stays."""
-        if is_url(name):
-            return name
-        if is_url(self.location):
-            if "{}" in self.location:
-                return self.location.replace("{}", name)
-            return f"{self.location.rstrip('/')}/{name}"
-        parsed = urlparse(self.location)
-        folder = url2pathname(parsed.path) if parsed.scheme == "file" else self.location
-        return str(Path(folder) / name)
+        """URL or path of the file ``name`` of the set.
+
+        Raises:
+            ShardError: It is no plain file name.
+        """
+        try:
+            return join(self.location, name)
+        except ValueError as error:
+            raise ShardError(f"{public(self.location)}: {error}") from error
 
     def open_index(self) -> tuple[ShardIndex, ClipTable]:
         """The set's index and table.
@@ -87,8 +84,8 @@ class ShardStore:
         Raises:
             ShardError: One is missing, can't be read, or the table belongs to another index.
         """
-        if not is_url(self.location):
-            folder = Path(self.url("."))
+        if not self.is_remote:
+            folder = Path(self.url(INDEX_NAME)).parent
             index = ShardIndex.load(folder)
             return index, ClipTable.open(folder, index.fingerprint)
         url = self.url(INDEX_NAME)
@@ -96,11 +93,12 @@ class ShardStore:
         folder.mkdir(parents=True, exist_ok=True)
         with self._lock(url):  # the index is small and fetched anew, the table kept for as long as it fits
             copy = folder / _cache_name(url)
-            self._fetch(url, copy, None)
-            index = ShardIndex.load_file(copy, url)
+            self._fetch(url, copy, largest=LARGEST_INDEX)
+            index = ShardIndex.load_file(copy, public(url))
             table = folder / f"{index.fingerprint}.table"
             if not table.exists():
-                self._fetch(self.url(TABLE_NAME), table, None)
+                largest = min(self.cache_bytes, LARGEST_INDEX + _LARGEST_ROW * index.samples)
+                self._fetch(self.url(TABLE_NAME), table, largest=largest)
         return index, ClipTable.open(table, index.fingerprint)
 
     def check(self, shards: tuple[ShardInfo, ...]) -> None:
@@ -109,10 +107,9 @@ class ShardStore:
         Raises:
             ShardError: Names the first that differs, with both sizes.
         """
-        for shard in shards:
-            path = self.url(shard.name)
-            if not is_url(path):
-                check_size(Path(path), shard)
+        if not self.is_remote:
+            for shard in shards:
+                check_size(Path(self.url(shard.name)), shard)
 
     def path(self, shard: ShardInfo) -> Path:
         """Local file of a shard.
@@ -121,21 +118,20 @@ class ShardStore:
             ShardError: It can't be fetched, or what came has another size than the index says.
         """
         url = self.url(shard.name)
-        if not is_url(url):
+        if not self.is_remote:
             return Path(url)
         path = self._cache() / _cache_name(url)
         with self._lock(url):
             if not path.exists():
-                with self._lock("eviction"):
-                    self._make_room(shard.bytes)
-                    _reserve(path, shard.bytes)
-                self._fetch(url, path, shard.bytes)
+                self._fetch(url, path, expected=shard.bytes)
             os.utime(path)  # so that the cache knows when it was last in use
         return path
 
     def _cache(self) -> Path:
         if self.cache_dir is None:
-            raise ValueError(f"{self.location} has shards at URLs: set cache_dir, a folder to keep them in")
+            raise ValueError(
+                f"{public(self.location)} has shards at URLs: set cache_dir, a folder to keep them in"
+            )
         return self.cache_dir
 
     @contextlib.contextmanager
@@ -143,9 +139,12 @@ class ShardStore:
         """One process at a time (and one at a time of those that the file system is shared with)."""
         folder = self._cache() / _LOCKS
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / hashlib.sha256(name.encode()).hexdigest()[:16], "wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        descriptor = os.open(folder / _digest(name), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
+        finally:
+            os.close(descriptor)
 
     def _make_room(self, needed: int) -> None:
         """Removes the shards that were not in use for the longest time until ``needed`` bytes fit."""
@@ -155,10 +154,11 @@ class ShardStore:
             )
         files = []
         for path in self._cache().iterdir():
-            with contextlib.suppress(FileNotFoundError):  # another process renames what it fetched
-                if path.is_file():
-                    status = path.stat()
-                    files.append((status.st_mtime_ns, status.st_size, path))
+            if self._is_own(path.name):
+                with contextlib.suppress(FileNotFoundError):  # another process renames what it fetched
+                    status = path.lstat()
+                    if stat.S_ISREG(status.st_mode):
+                        files.append((status.st_mtime_ns, status.st_size, path))
         taken = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if taken + needed <= self.cache_bytes:
@@ -166,50 +166,35 @@ class ShardStore:
             path.unlink(missing_ok=True)  # processes that have it open go on reading it
             taken -= size
 
-    def _fetch(self, url: str, path: Path, expected: int | None) -> None:
+    def _is_own(self, name: str) -> bool:
+        """Whether the cache made the file of this name: then there is a lock of the URL that it came from."""
+        match = _OWN.fullmatch(name)
+        return match is not None and (self._cache() / _LOCKS / match[1]).exists()
+
+    def _fetch(self, url: str, path: Path, *, expected: int | None = None, largest: int = 0) -> None:
         for delay in self.retry_delays:
             try:
-                return _download(url, path, expected)
+                return self._download(url, path, expected, largest)
             except ShardError:
                 time.sleep(delay)
-        _download(url, path, expected)
+        self._download(url, path, expected, largest)
+
+    def _download(self, url: str, path: Path, expected: int | None, largest: int) -> None:
+        try:
+            with replacing(path) as file:
+                if expected is not None:
+                    with self._lock("eviction"):
+                        self._make_room(expected)
+                        file.truncate(expected)  # counts in the cache before its bytes are there
+                fetch(url, file, expected, largest)
+        except OSError as error:
+            raise ShardError(f"{public(url)} can't be kept in {self.cache_dir}: {error}") from error
+
+
+def _digest(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
 def _cache_name(url: str) -> str:
-    stem = PurePosixPath(urlparse(url).path.rpartition(" ")[2]).name or "shard"
-    return f"{hashlib.sha256(url.encode()).hexdigest()[:16]}-{stem[-64:]}"
-
-
-def _openable(url: str) -> str:
-    """WebDataset has no opener for S3 of its own."""
-    if url.startswith("s3:") and "s3" not in gopen_schemes:
-        return f"pipe:aws s3 cp --only-show-errors {shlex.quote(url)} -"
-    return url
-
-
-def _temporary(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Makes the file to be fetched count in the cache before its bytes are there."""
-    with open(_temporary(path), "wb") as file:
-        file.truncate(size)
-
-
-def _download(url: str, path: Path, expected: int | None) -> None:
-    temporary = _temporary(path)
-    try:
-        with (
-            gopen(_openable(url), "rb") as stream,
-            open(temporary, "r+b" if temporary.exists() else "wb") as file,
-        ):
-            shutil.copyfileobj(stream, file, 1 << 20)
-            found = file.tell()
-        if not found or (expected is not None and found != expected):
-            raise ShardError(f"{url} gave {found} bytes, the index says {expected or 'more'}")
-        os.replace(temporary, path)
-    except (OSError, TimeoutExpired) as error:
-        raise ShardError(f"{url} can't be fetched: {error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    stem = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2].rpartition(" ")[2]) or "shard"
+    return f"{_digest(url)}-{stem[-64:]}"

@@ -68,7 +68,7 @@ class ShardInfo:
     """What the index says of one shard.
 
     Attributes:
-        name: File name in the set's folder, or a URL.
+        name: File name in the set's folder.
         samples: Number of samples.
         bytes: Size of the file.
         sha256: Hex digest of the file.

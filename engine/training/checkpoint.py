@@ -10,7 +10,9 @@
 
 Batches, masks, augmentation and learning rate are functions of the step, so the step is all there is to resume.
 A run resumed in a world of another size goes through DeepSpeed's universal checkpoint where ZeRO has partitioned
-the state.
+the state: a copy that the resuming process makes and removes, whatever the folder holds already.
+
+A run's folder may come from others. What DeepSpeed reads of it is restricted to tensors (`engine.parallel.restricted`).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields
@@ -31,15 +34,20 @@ import safetensors.torch
 import torch
 import yaml
 from torch import Tensor, nn
+from torch._weights_only_unpickler import UnpicklingError
 
 from datasets.atomic import fsync
+from engine.parallel.restricted import tensors_only
 from engine.parallel.world import World
 from engine.training.integrity import STATE, digest_files, find_damage, read_sealed, write_sealed
 from engine.training.runlog import logger
 from models.weights.tensor_files import write_safetensors
+from models.weights.unpickle import refusal
 
 _NAME = re.compile(r"^step_(\d{8})$")
 _DEEPSPEED = "deepspeed"
+_UNIVERSAL = "universal"
+_CONVERTING = ".converting_"
 
 
 class CheckpointError(ValueError):
@@ -211,7 +219,7 @@ def save_checkpoint(
 
 def clear_leftovers(run: Path) -> None:
     """Removes what a killed process left half-written or half-removed; before anything is written, on one rank."""
-    for pattern in (".writing_*", ".removing_*", "step_*/.writing_universal"):
+    for pattern in (".writing_*", ".removing_*", f"step_*/{_CONVERTING}*"):
         for path in (run / "checkpoints").glob(pattern):
             shutil.rmtree(path)
 
@@ -223,17 +231,23 @@ def remove(checkpoint: Checkpoint) -> None:
     shutil.rmtree(doomed)
 
 
-def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: bool) -> None:
+def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None = None) -> None:
     """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
 
     Args:
         engine: The engine, made with ``load_universal`` where ``universal``.
         checkpoint: What to load.
-        universal: Whether ``universal_folder`` made a copy for this world size, which is then read.
+        universal: What ``make_universal`` made of it for this world size, which is then read.
+
+    Raises:
+        CheckpointError: It can't be loaded, or holds more than tensors; nothing of it was run.
     """
-    tag = "universal" if universal else _DEEPSPEED
-    with plain_path(checkpoint.path) as folder:
-        loaded, _ = engine.load_checkpoint(folder, tag=tag)
+    tag = _UNIVERSAL if universal else _DEEPSPEED
+    try:
+        with plain_path(universal or checkpoint.path) as folder, tensors_only():
+            loaded, _ = engine.load_checkpoint(folder, tag=tag)
+    except UnpicklingError as error:
+        raise CheckpointError(str(refusal(checkpoint.path / _DEEPSPEED, str(error)))) from error
     if loaded is None:
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
 
@@ -286,28 +300,32 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
     return flat
 
 
-def make_universal(checkpoint: Checkpoint) -> None:
-    """Converts DeepSpeed's partitioned state to its universal form, beside it; one rank calls it."""
-    target = checkpoint.path / "universal"
-    if target.exists():
-        return
-    temporary = checkpoint.path / ".writing_universal"
-    shutil.rmtree(temporary, ignore_errors=True)
-    command = [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", "--inject_missing_state"]
+def make_universal(checkpoint: Checkpoint) -> Path:
+    """Converts DeepSpeed's partitioned state to its universal form, in a new folder; one rank calls it.
+
+    Returns:
+        The new folder, which whoever loaded it removes.
+
+    Raises:
+        CheckpointError: The state can't be converted, or holds more than tensors; nothing of it was run.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=_CONVERTING, dir=checkpoint.path))
+    command = [sys.executable, "-P", "-m", "engine.parallel.restricted", "--inject_missing_state"]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
     hidden = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
     environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    with plain_path(checkpoint.path) as folder:
-        command += [
-            "--input_folder",
-            f"{folder}/{_DEEPSPEED}",
-            "--output_folder",
-            f"{folder}/{temporary.name}",
-        ]
+    paths = [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
+    environment["PYTHONPATH"] = os.pathsep.join(paths)
+    with plain_path(checkpoint.path) as source:
+        command += ["--input_folder", f"{source}/{_DEEPSPEED}"]
+        command += ["--output_folder", f"{source}/{folder.name}/{_UNIVERSAL}"]
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
     if result.returncode:
+        shutil.rmtree(folder)
+        if "UnpicklingError" in result.stderr:
+            raise CheckpointError(str(refusal(checkpoint.path / _DEEPSPEED, result.stderr)))
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed's conversion failed:\n{result.stderr[-2000:]}")
-    temporary.rename(target)
+    return folder
 
 
 def save_weights(model: nn.Module, path: Path) -> None:

@@ -7,6 +7,7 @@ the last one, so all know alike whether a loss or gradient was non-finite, and i
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -317,7 +318,7 @@ class Trainer:
         if self.world.is_main:
             write_atomically(self.run / "skipped_steps.json", json.dumps(sorted(self.skipped)))
         self._ids.clear()
-        load_checkpoint(self.engine, checkpoint, universal=False)
+        load_checkpoint(self.engine, checkpoint)
         self.step = checkpoint.state.step
 
     def _evaluate(self) -> None:
@@ -348,20 +349,28 @@ class Trainer:
         if checkpoint is not None:
             check_model(checkpoint, self.objective.model)
         stage = self.config.parallel.zero_stage
-        universal = checkpoint is not None and needs_universal(checkpoint, self.world.size, stage)
-        if checkpoint is not None and universal and self.world.is_main:
-            make_universal(checkpoint)
-        self.world.barrier()
-        self.engine = build_engine(self.objective, optimizer, self.config.parallel, self.world, universal)
+        convert = checkpoint is not None and needs_universal(checkpoint, self.world.size, stage)
+        universal = self._converted(checkpoint) if checkpoint is not None and convert else None
+        self.engine = build_engine(self.objective, optimizer, self.config.parallel, self.world, convert)
         if checkpoint is None:
             return
         load_checkpoint(self.engine, checkpoint, universal)
+        if universal is not None:
+            self.world.barrier()
+            if self.world.is_main:
+                shutil.rmtree(universal)
         forget_universal(self.engine)
         self.step = checkpoint.state.step
         if self.world.is_main:
             logger.info("resuming at step %d from %s", self.step, checkpoint.path)
             for change in changed_settings(checkpoint, self.config_yaml):
                 logger.warning("changed since that checkpoint: %s", change)
+
+    def _converted(self, checkpoint: Checkpoint) -> Path:
+        """A copy of the checkpoint's state for this world size, the same folder on every rank."""
+        made = self.world.broadcast_object(make_universal(checkpoint) if self.world.is_main else None)
+        assert isinstance(made, Path)
+        return made
 
     def _newest(self) -> Checkpoint | None:
         if self.world.is_main:

@@ -58,13 +58,14 @@ def load_tensors(path: Path, *, lazy: bool = False) -> Any:
         with torch.serialization.safe_globals([(_StandIn, name) for name in _INERT]):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except UnpicklingError as error:
-        raise _refusal(path, str(error)) from error
+        raise refusal(path, str(error)) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} can't be read as a torch.save file: {reason}") from error
 
 
-def _refusal(path: Path, message: str) -> WeightsError:
+def refusal(path: Path, message: str) -> WeightsError:
+    """What to say of a file that torch's restricted unpickler gave up with ``message``."""
     found = re.search(r"GLOBAL ([\w.]+)", message) or re.search(r"class ([\w.]+)", message)
     if found is None and "unsupported operand" not in message.lower():
         return WeightsError(f"{path} is not a file of tensors that torch.save or safetensors wrote")

@@ -1,0 +1,49 @@
+"""DeepSpeed's checkpoints are pickles, and it loads them as such; here it loads nothing but tensors and plain values.
+
+Every ``torch.load`` of DeepSpeed asks for a full unpickling, which runs what a file tells it to. torch can be told from
+outside to load restrictedly all the same; DeepSpeed's own bookkeeping then needs the four classes below.
+"""
+
+from __future__ import annotations
+
+import os
+import runpy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import torch
+
+_FORCE, _FORBID = "TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """Within it every ``torch.load`` of this process is restricted, whatever its arguments say.
+
+    A file that holds more than tensors, plain values and DeepSpeed's own bookkeeping raises ``pickle.UnpicklingError``
+    before anything of it is run.
+    """
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    classes = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+    with patch.dict(os.environ, {_FORCE: "1"}), torch.serialization.safe_globals(classes):
+        os.environ.pop(_FORBID, None)
+        yield
+
+
+def main() -> None:
+    """``python -m engine.parallel.restricted ARGUMENTS``: DeepSpeed's conversion to a universal checkpoint."""
+    from engine.parallel.world import import_deepspeed
+
+    import_deepspeed()
+    sys.argv[0] = "ds_to_universal"
+    with tensors_only():
+        runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
