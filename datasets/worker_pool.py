@@ -175,13 +175,13 @@ class WorkerPool(Generic[T, R]):
         if worker.job is None:
             return
         if worker.job in self._retried:
-            self._results[worker.job] = Failure("worker_died", _cause(code))
+            self._results[worker.job] = Failure("worker_died", cause_of_death(code))
         else:
             self._retried.add(worker.job)
             self._again.append(worker.job)
 
 
-def _cause(code: int) -> str:
+def cause_of_death(code: int) -> str:
     """Why a worker died, for people, from its exit code (or minus the signal that ended it)."""
     if code in (_OUT_OF_MEMORY, -signal.SIGKILL):  # the system's answer to a lack of memory is SIGKILL
         how = "ran out of memory" if code == _OUT_OF_MEMORY else "was killed (SIGKILL; for lack of memory?)"

@@ -43,6 +43,8 @@ class DataConfig:
         cache_dir: Folder for shards fetched from URLs; None where all are local.
         cache_gb: Upper bound of that folder in 10^9 bytes.
         max_bad_fraction: Share of clips that may turn out unreadable before the run stops.
+        keep_truncated: Take what is there of stored sounds and videos that are damaged or shorter than their headers
+            say; otherwise they are unreadable.
         stall_seconds: The run ends where its readers give no batch for so long.
     """
 
@@ -54,6 +56,7 @@ class DataConfig:
     cache_dir: str | None = None
     cache_gb: float = 50.0
     max_bad_fraction: float = 0.01
+    keep_truncated: bool = False
     stall_seconds: float = 300.0
 
     def __post_init__(self) -> None:

@@ -201,6 +201,7 @@ def _reader(
         text=needs.text,
         partial=needs.partial,
         substitutes=substitutes,
+        keep_truncated=config.keep_truncated,
     )
 
 

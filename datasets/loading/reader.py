@@ -4,6 +4,7 @@ Only the members in use are read (the sound and one frame, not all ten) and deco
 shards it reads open.
 
 Decisions:
+    * Clips are decoded in a process apart (``datasets.guard``): one whose decoder dies is a bad clip.
     * The tar header before a member is read with it. It must be whole, and name this clip and this member,
       so a shard whose bytes changed under the same size does not pass for another.
     * In training the place of a bad clip is taken by another real one, which the plan names; in evaluation
@@ -13,6 +14,7 @@ Decisions:
 
 from __future__ import annotations
 
+import copy
 import os
 import tarfile
 from collections import OrderedDict
@@ -26,6 +28,7 @@ from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_text, decode_video
+from datasets.guard import DecoderDiedError, Guard
 from datasets.index import check_size
 from datasets.loading.frames import (
     FrameChoice,
@@ -83,6 +86,7 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             of what they lack is sound of length 0, black frames of ``num_stored`` 0, no text. Without it a clip
             that lacks sound or frames is a bad clip.
         substitutes: A bad clip's place is taken by another; without it a ``ReadFailure`` stands there.
+        keep_truncated: Take what is there of sounds and videos that are damaged or cut off.
 
     Raises:
         ShardError: Index, table or a shard is missing or not what it should be, or no clip has what is asked
@@ -100,6 +104,7 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         text: bool = False,
         partial: bool = False,
         substitutes: bool = True,
+        keep_truncated: bool = False,
     ) -> None:
         if not audio and choose_frames is None and not text:
             raise ValueError("a reader needs sound, frames or text to read")
@@ -112,7 +117,9 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         self.text = text
         self.partial = partial
         self.substitutes = substitutes
+        self.keep_truncated = keep_truncated
         self._open: OrderedDict[int, int] = OrderedDict()  # shard -> file descriptor, the latest in use last
+        self._guard: Guard[[int, int], _Media] | None = None
         self._check_contents()
 
     def _check_contents(self) -> None:
@@ -150,7 +157,8 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         return [self.read(ticket) for ticket in tickets]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # a descriptor means nothing in another process
+        # Neither a descriptor nor a child means anything in another process.
+        return {**self.__dict__, "_open": OrderedDict(), "_guard": None}
 
     def read(self, ticket: Ticket) -> Clip | ReadFailure:
         """Reads a ticket's clip, or the first of its substitutes that can be read.
@@ -163,8 +171,11 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         row = ticket.row
         for attempt in range(1, MAX_ATTEMPTS + 1):
             try:
-                media = self._decode(row, ticket.seed)
-            except (DecodeError, TooFewFramesError, _BadMemberError, OSError) as error:
+                self._descriptor(
+                    self.table.shard_of(row)
+                )  # fetched here: that may take longer than decoding may
+                media = self._guarded()(row, ticket.seed)
+            except (DecodeError, DecoderDiedError, TooFewFramesError, _BadMemberError, OSError) as error:
                 shard = self.table.shards[self.table.shard_of(row)]
                 failures.append(ReadFailure(self.table.id(row), shard, str(error)))
                 if not self.substitutes:
@@ -177,6 +188,12 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             )
         listed = "; ".join(f"{failure.id} in {failure.shard}: {failure.reason}" for failure in failures)
         raise UnreadableClipsError(f"{MAX_ATTEMPTS} clips one after the other can't be read: {listed}")
+
+    def _guarded(self) -> Guard[[int, int], _Media]:
+        """``_decode`` in a process apart, of a reader without this one's descriptors."""
+        if self._guard is None:
+            self._guard = Guard(copy.copy(self)._decode)
+        return self._guard
 
     def _decode(self, row: int, seed: int) -> _Media:
         members = self.table.members(row)
@@ -192,7 +209,9 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             media = media._replace(text=decode_text(self._read_member(row, texts[0], members[texts[0]])))
         if self.audio and sounds:
             media = media._replace(
-                waveform=decode_audio(self._read_member(row, sounds[0], members[sounds[0]]))
+                waveform=decode_audio(
+                    self._read_member(row, sounds[0], members[sounds[0]]), self.keep_truncated
+                )
             )
         if self.choose_frames is not None and pictures:
             chosen = tuple(self.choose_frames(len(pictures), seed))
@@ -236,7 +255,7 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             stored = max(stored, frames_wanted(self.choose_frames))
             chosen = tuple(self.choose_frames(stored, seed))
         data = self._read_member(row, videos[0], members[videos[0]])
-        waveform, pictures, times = decode_video(data, stored, chosen, self.image_size)
+        waveform, pictures, times = decode_video(data, stored, chosen, self.image_size, self.keep_truncated)
         media = _Media() if pictures is None else _Media(None, pictures, chosen, stored, times)
         return media._replace(waveform=waveform if audio else None)
 
@@ -282,7 +301,9 @@ class ClipReader(Dataset[Clip | ReadFailure]):
                 os.close(self._open.pop(shard))
 
     def close(self) -> None:
-        """Closes the shards that this process has open; reading opens them again."""
+        """Closes the shards that this process has open, and its decoder; reading opens them again."""
+        if self._guard is not None:
+            self._guard.close()
         while self._open:
             os.close(self._open.popitem()[1])
 

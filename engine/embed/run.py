@@ -29,7 +29,7 @@ from datasets.batch import AVBatch, Ticket, collate
 from datasets.loading.reader import FrameChoice, all_frames, middle_frame
 from engine.embed.backbones import is_backbone, load_backbone
 from engine.embed.embedder import EarsightEmbedder, Embedder
-from engine.embed.sources import SUFFIXES, EmbedSource, open_source
+from engine.embed.sources import SUFFIXES, EmbedSource, describe_others, open_source
 from engine.embeddings import Columns, check_target, write_embeddings
 from engine.namesake import check_datasets
 from engine.training.runlog import logger, setup_console
@@ -272,6 +272,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--only", choices=list(SUFFIXES), help="which files, where a folder holds several kinds"
     )
+    parser.add_argument(
+        "--keep_truncated", action="store_true", help="take what is there of files damaged or cut off"
+    )
+    parser.add_argument("--audio_track", help="of several sounds: a number from 0, or a language (eng)")
+    parser.add_argument("--video_track", help="of several pictures, likewise")
     parser.add_argument("--batch_size", type=_positive, default=64)
     parser.add_argument("--part_size", type=_positive, default=4096, help="clips between two savings")
     parser.add_argument("--num_workers", type=int, default=2)
@@ -284,7 +289,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         check_target(options.target)
         check_device(options.device)
         embedder = load_embedder(options.model, options.frames, **parse_settings(options.settings))
-        source = open_source(options.source, embedder, options.only)
+        source = open_source(
+            options.source,
+            embedder,
+            options.only,
+            options.keep_truncated,
+            options.audio_track,
+            options.video_track,
+        )
+        if source.others:
+            logger.warning("not taken: other files in %s: %s", options.source, describe_others(source.others))
         done, rejected = embed(
             embedder, source, options.target, model_name=options.model, batch_size=options.batch_size,
             part_size=options.part_size, num_workers=options.num_workers, device=options.device, bf16=options.bf16,

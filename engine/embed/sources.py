@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -13,6 +15,7 @@ from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.decode import SAMPLE_RATE, DecodeError, decode_audio, decode_frame, resize_and_crop
+from datasets.guard import DecoderDiedError, Guard
 from datasets.loading.frames import frames_wanted
 from datasets.loading.reader import VIDEO_FRAMES, ClipReader
 from datasets.media.container import MediaError, MediaSettings, read_media
@@ -38,44 +41,59 @@ class EmbedSource:
         count: Number of clips.
         classes: Names of their classes; empty where they have no labels.
         identity: What makes it the same source again: changes where clips come, go or are replaced.
+        others: How many files of each other ending lie there, which are not taken.
     """
 
     clips: Dataset[Clip | ReadFailure]
     count: int
     classes: tuple[str, ...]
     identity: dict[str, object]
+    others: dict[str, int] = field(default_factory=dict)
 
 
-def open_source(location: str, embedder: Embedder, only: MediaKind | None = None) -> EmbedSource:
+def open_source(
+    location: str,
+    embedder: Embedder,
+    only: MediaKind | None = None,
+    keep_truncated: bool = False,
+    audio_track: int | str | None = None,
+    video_track: int | str | None = None,
+) -> EmbedSource:
     """Opens shards, or the media files below a folder.
 
     Args:
         location: The folder.
         embedder: What will take the clips; only what it needs is read.
         only: Which kind of file, where there are several.
+        keep_truncated: Take what is there of sounds and videos that are damaged or cut off.
+        audio_track: Which sound of videos that have several; see ``MediaSettings``.
+        video_track: Which picture.
 
     Raises:
         ValueError: There is nothing in it that the embedder can take, or several kinds of files.
     """
     folder = Path(location)
     if (folder / INDEX_NAME).is_file():
-        return _open_shards(folder, embedder)
+        return _open_shards(folder, embedder, keep_truncated)
     if not folder.is_dir():
         raise ValueError(f"{folder}: there is no such folder")
-    files = MediaFiles(folder, embedder, only)
+    files = MediaFiles(folder, embedder, only, keep_truncated, audio_track, video_track)
     stats = [(folder / name).stat() for name in files.names]
     changes = max(stat.st_mtime_ns for stat in stats), sum(stat.st_size for stat in stats)
     identity = {"folder": str(folder.resolve()), "kind": files.kind, "files": len(stats), "changes": changes}
-    return EmbedSource(files, len(files), (), identity)
+    settings = {"keep_truncated": keep_truncated, "audio_track": audio_track, "video_track": video_track}
+    identity |= {name: value for name, value in settings.items() if value not in (None, False)}
+    return EmbedSource(files, len(files), (), identity, files.others)
 
 
-def _open_shards(folder: Path, embedder: Embedder) -> EmbedSource:
+def _open_shards(folder: Path, embedder: Embedder, keep_truncated: bool) -> EmbedSource:
     reader = ClipReader(
         folder,
         audio=embedder.audio,
         choose_frames=embedder.choose_frames,
         image_size=embedder.image_size,
         substitutes=False,
+        keep_truncated=keep_truncated,
     )
     classes = tuple(label.name for label in reader.index.labels)
     return EmbedSource(reader, len(reader), classes, {"shards": reader.index.fingerprint})
@@ -88,14 +106,33 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         folder: Where they lie, at any depth.
         embedder: What they are read for.
         only: Which kind, where there are several.
+        keep_truncated: See ``open_source``.
+        audio_track: See ``open_source``.
+        video_track: See ``open_source``.
 
     Raises:
         ValueError: There are none, several kinds, or none that the embedder can take.
+
+    Attributes:
+        others: How many files of each other ending lie there.
     """
 
-    def __init__(self, folder: Path, embedder: Embedder, only: MediaKind | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        embedder: Embedder,
+        only: MediaKind | None = None,
+        keep_truncated: bool = False,
+        audio_track: int | str | None = None,
+        video_track: int | str | None = None,
+    ) -> None:
         self.folder = folder
-        found = {kind: list_files(folder, SUFFIXES[kind]) for kind in SUFFIXES if only in (None, kind)}
+        listed = list_files(folder)
+        found = {
+            kind: [name for name in listed if Path(name).suffix.lower() in SUFFIXES[kind]]
+            for kind in SUFFIXES
+            if only in (None, kind)
+        }
         kinds = [kind for kind, names in found.items() if names]
         if not kinds:
             kind = only or "video, sound or picture"
@@ -105,26 +142,34 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             raise ValueError(f"{folder} holds several kinds of files ({counts}); name one with --only")
         self.kind = kinds[0]
         self.names = found[self.kind]
+        taken = set(self.names)
+        self.others = Counter(Path(name).suffix.lower() for name in listed if name not in taken)
         self.audio = embedder.audio and self.kind != "picture"
         self.choose_frames = None if self.kind == "sound" else embedder.choose_frames
         if not self.audio and self.choose_frames is None:
             raise ValueError(f"{folder} holds {self.kind} files, which this model can't take")
         self.image_size, self.num_samples = embedder.image_size, embedder.num_samples
+        self._keep_truncated, self._tracks = keep_truncated, (audio_track, video_track)
+        self._guarded: Guard[[str, Ticket], Clip] | None = None
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, ticket: Ticket) -> Clip | ReadFailure:
         name = self.names[ticket.row]
+        if self._guarded is None:
+            self._guarded = Guard(copy.copy(self)._read)
         try:
-            return self._read(name, ticket)
-        except (DecodeError, MediaError, OSError) as error:
+            return self._guarded(name, ticket)
+        except (DecodeError, DecoderDiedError, MediaError, OSError) as error:
             return ReadFailure(name, str(self.folder), str(error))
 
     def _read(self, name: str, ticket: Ticket) -> Clip:
         path = self.folder / name
         if self.kind == "sound":
-            return Clip(name, ticket.row, ticket.seed, decode_audio(path.read_bytes()), None)
+            return Clip(
+                name, ticket.row, ticket.seed, decode_audio(path.read_bytes(), self._keep_truncated), None
+            )
         if self.kind == "video":
             return self._read_video(path, name, ticket)
         assert self.choose_frames is not None
@@ -140,10 +185,16 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         if self.choose_frames is not None:
             stored = max(stored, frames_wanted(self.choose_frames))
             wanted = self.choose_frames(stored, ticket.seed)
-        settings = MediaSettings(SAMPLE_RATE, stored, max(256, self.image_size))
+        audio_track, video_track = self._tracks
+        settings = MediaSettings(
+            SAMPLE_RATE, stored, max(256, self.image_size), audio_track=audio_track, video_track=video_track
+        )
         places = sorted(set(wanted))
         end = self.num_samples / SAMPLE_RATE
         clip = read_media(path, end=end, settings=settings, frame_indices=places)
+        if clip.truncated and not self._keep_truncated:
+            detail = f"damaged or cut off; {clip.duration:.3f} s of sound could be read (--keep_truncated keeps it)"
+            raise MediaError("truncated", detail)
         if not len(clip.waveform):
             raise MediaError("no_audio", "the file has no sound")
         pictures = {
@@ -166,13 +217,17 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         )
 
 
-def list_files(folder: Path, suffixes: frozenset[str]) -> list[str]:
-    """Paths of the files below a folder with one of these endings, relative to it, sorted; hidden ones not."""
+def list_files(folder: Path) -> list[str]:
+    """Paths of the files below a folder, relative to it, sorted; hidden ones not."""
     found = []
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(parent).relative_to(folder)
-        for name in files:
-            if Path(name).suffix.lower() in suffixes and not name.startswith("."):
-                found.append(str(relative / name))
+        found += [str(relative / name) for name in files if not name.startswith(".")]
     return sorted(found)
+
+
+def describe_others(others: Mapping[str, int]) -> str:
+    """What else lies in a folder, for people: ``3 .txt, 1 .pdf and 2 without an ending``."""
+    counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in counts)

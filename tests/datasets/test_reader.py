@@ -83,12 +83,12 @@ def test_only_the_members_in_use_are_read(tmp_path, monkeypatch):
         return preadv(descriptor, buffers, offset)
 
     monkeypatch.setattr("os.preadv", spy)
-    read(ClipReader(folder, choose_frames=middle_frame, image_size=16), 1)
+    ClipReader(folder, choose_frames=middle_frame, image_size=16)._decode(1, 0)
     wanted = [table.members(1)[slot] for slot in (table.audio_slots[0], table.frame_slots[5])]
     assert spans == [(extent.offset, (extent.blocks + 1) * 512) for extent in wanted]
     spans.clear()
-    assert read(ClipReader(folder, choose_frames=None), 1).frames is None
-    assert read(ClipReader(folder, audio=False, image_size=16), 1).waveform is None
+    assert ClipReader(folder, choose_frames=None)._decode(1, 0).frames is None
+    assert ClipReader(folder, audio=False, image_size=16)._decode(1, 0).waveform is None
     assert len(spans) == 2
 
 

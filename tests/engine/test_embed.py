@@ -3,6 +3,8 @@
 import csv
 import importlib.util
 import json
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,11 @@ from support.sources import randomize
 from support.videos import write_video
 
 from datasets.batch import AVBatch
-from datasets.decode import decode_frame
+from datasets.decode import decode_audio, decode_frame
 from datasets.loading.reader import all_frames
 from engine.embed.embedder import EarsightEmbedder, Vectors
 from engine.embed.run import embed, load_embedder, main
-from engine.embed.sources import open_source
+from engine.embed.sources import describe_others, open_source
 from engine.embeddings import main as measure_main
 from engine.embeddings import read_embeddings
 from models import FbankConfig, PretrainedEncoders
@@ -254,3 +256,46 @@ def test_the_example_s_page(tmp_path, model):
             [str(model), str(tmp_path / "videos"), str(page), "--pictures", str(tmp_path / "broken.png")]
         )
     assert caught.value.code == 1
+
+
+def test_other_files_are_counted_and_all_known_endings_taken(tmp_path, embedder):
+    for name in ("a.wav", "b.txt", "c.TXT", "d", ".hidden.pdf"):
+        soundfile.write(tmp_path / "sound.wav", make_waveform(1, 0.3), 16_000)
+        (tmp_path / name).write_bytes((tmp_path / "sound.wav").read_bytes())
+    for name in ("e.m4a", "f.opus", "g.aiff"):
+        (tmp_path / name).write_bytes((tmp_path / "sound.wav").read_bytes())
+    source = open_source(str(tmp_path), embedder)
+    assert source.count == 5
+    assert source.others == {".txt": 2, "": 1}
+    assert describe_others(source.others) == "2 .txt, 1 without an ending"
+
+
+def test_half_a_sound_is_refused_or_kept(tmp_path, embedder):
+    for number in range(2):
+        soundfile.write(tmp_path / f"{number}.wav", make_waveform(number, 1.0), 16_000)
+    content = (tmp_path / "1.wav").read_bytes()
+    (tmp_path / "1.wav").write_bytes(content[: len(content) // 2])
+    assert embed(embedder, open_source(str(tmp_path), embedder), tmp_path / "s.npz") == (1, 1)
+    assert "truncated" in (tmp_path / "s.npz.rejects.csv").read_text()
+    kept = open_source(str(tmp_path), embedder, "sound", keep_truncated=True)
+    assert embed(embedder, kept, tmp_path / "k.npz") == (2, 0)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_file_that_kills_its_decoder_costs_one_clip(tmp_path, embedder, monkeypatch, num_workers):
+    for number in range(3):
+        soundfile.write(tmp_path / f"{number}.wav", make_waveform(number, 0.2 + 0.1 * number), 16_000)
+
+    def dying(data, keep_truncated):
+        sound = decode_audio(data, keep_truncated)
+        if len(sound) == 4800:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return sound
+
+    monkeypatch.setattr("engine.embed.sources.decode_audio", dying)
+    found = embed(embedder, open_source(str(tmp_path), embedder), tmp_path / "s.npz", num_workers=num_workers)
+    assert found == (2, 1)
+    assert (
+        '1.wav,"the process that decoded it ended with SIGSEGV, twice'
+        in (tmp_path / "s.npz.rejects.csv").read_text()
+    )
