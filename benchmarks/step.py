@@ -25,17 +25,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from datasets.batch import AVBatch
-from engine.objectives.cav_mae import CavMae, CavMaeConfig
+from engine.objectives.registry import build_objective, list_objectives, objective_kind
 from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
 from engine.parallel.world import World, distributed
 from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
 from engine.training.peak_flops import measured_peak_flops
-from models import FbankConfig, ModelConfig, build_model, list_models
+from models import FbankConfig, ModelConfig, build_model, create_config, list_models
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--model", default="cav_mae_base", choices=list_models())
+    parser.add_argument("--objective", default="cav_mae", choices=list_objectives())
+    parser.add_argument("--model", choices=list_models(), help="another than the objective's default")
     parser.add_argument("--batch", type=int, default=8, help="clips a process and micro-batch")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--zero_stage", type=int, default=0, choices=[0, 1, 2])
@@ -53,11 +54,16 @@ def main() -> None:
 
 
 def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
-    config = ModelConfig(options.model, activation_checkpointing=options.checkpointing)
+    kind = objective_kind(options.objective)
+    config = create_config(
+        options.model or kind.default_model, activation_checkpointing=options.checkpointing
+    )
     torch.manual_seed(0)
-    objective = CavMae(build_model(config), FbankConfig(), CavMaeConfig()).to(world.device)
+    fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    objective = build_objective(build_model(config), fbank, kind.config()).to(world.device)
     if options.compile:
         objective.model.compile()
+    flops = objective.workload(options.precision == "bf16").flops
     parallel = ParallelConfig(
         options.batch * world.size, zero_stage=options.zero_stage, precision=options.precision
     )
@@ -69,11 +75,10 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
         peaks.append(measured_peak_flops(world.device, options.precision == "bf16", repeats=3))
         seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
     step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
-    ratios = [
-        options.batch * objective.flops_per_sample() / s / p for s, p in zip(seconds, peaks, strict=True)
-    ]
+    ratios = [options.batch * flops / s / p for s, p in zip(seconds, peaks, strict=True)]
     return {
-        "model": options.model,
+        "objective": options.objective,
+        "model": config.name,
         "batch": options.batch,
         "processes": world.size,
         "precision": options.precision,
@@ -82,7 +87,7 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
         "activation_checkpointing": options.checkpointing,
         "seconds_per_step": round(step, 4),
         "samples_per_second": round(options.batch * world.size / step, 2),
-        "gflop_per_sample": round(objective.flops_per_sample() / 1e9, 1),
+        "gflop_per_sample": round(flops / 1e9, 1),
         "matmul_tflops": round(peak / 1e12, 3),
         "mfu": round(statistics.median(ratios[3:]), 3),
         "peak_memory_gb": round(peak_memory(world) / 1e9, 2),
@@ -109,15 +114,14 @@ def make_batch(size: int, config: ModelConfig, world: World, number: int) -> AVB
     """Ten seconds of noise and a noisy frame for each clip; other clips on every rank and in every batch."""
     generator = torch.Generator().manual_seed(number * world.size + world.rank)
     rows = torch.arange(size)
+    pictures = (size, config.num_frames, 3, config.image_size, config.image_size)
     batch = AVBatch(
         ids=[str(row) for row in range(size)],
         rows=rows,
         seeds=torch.randint(2**62, (size,), generator=generator),
         waveform=torch.randint(-9000, 9000, (size, 160000), generator=generator, dtype=torch.int16),
         num_samples=torch.full((size,), 160000),
-        frames=torch.randint(
-            0, 256, (size, 1, 3, config.image_size, config.image_size), generator=generator, dtype=torch.uint8
-        ),
+        frames=torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
     )
     return batch.to(world.device)
 

@@ -11,20 +11,26 @@ import difflib
 import re
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
+import yaml
 from jsonargparse import ArgumentParser
 
 from datasets.loading.loader import DataConfig
-from engine.objectives.cav_mae import CavMaeConfig
+from engine.objectives.base import ObjectiveConfig
+from engine.objectives.registry import objective_kind
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
-from engine.training.trainer import TrainConfig
-from models import FbankConfig, ModelConfig
+from engine.training.train_config import TrainConfig
+from models import FbankConfig, ModelConfig, create_config, family_of
 
 T = TypeVar("T")
+
+_DEFAULT_KIND = "cav_mae"
+_DEFAULT_MODEL = "cav_mae_base"
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -39,7 +45,7 @@ class RunConfig:
         init: Weights to begin with (docs/weights.md): a run, a checkpoint, a published CAV-MAE or ImageNet MAE file,
             ``timm:NAME:FILE``, a DeepSpeed folder; null draws them.
         init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``decoder.*``.
-        model: The model's size.
+        model: The model; ``name`` is the preset, and its family decides which further keys there are.
         fbank: The spectrogram's settings; its length and bins must be the model's.
         optimizer: Adam's settings.
         schedule: The learning rate's.
@@ -51,7 +57,7 @@ class RunConfig:
     seed: int = 0
     init: str | None = None
     init_allow: tuple[str, ...] = ()
-    model: ModelConfig = field(default_factory=ModelConfig)
+    model: ModelConfig = field(default_factory=partial(create_config, _DEFAULT_MODEL))
     fbank: FbankConfig = field(default_factory=FbankConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -76,20 +82,16 @@ class PretrainConfig(RunConfig):
     """A pretraining run.
 
     Attributes:
-        objective: The losses.
+        objective: The losses; ``kind`` decides which further keys there are.
     """
 
     output_dir: str = "runs/pretrain"
-    objective: CavMaeConfig = field(default_factory=CavMaeConfig)
+    objective: ObjectiveConfig = field(default_factory=lambda: objective_kind(_DEFAULT_KIND).config())
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        mask = self.model.mask
-        if self.objective.reconstruction_weight > 0 and not (mask.audio_ratio > 0 and mask.visual_ratio > 0):
-            raise ValueError(
-                "model.mask.audio_ratio and model.mask.visual_ratio must be above 0 while "
-                "objective.reconstruction_weight is: there would be nothing to reconstruct"
-            )
+        objective_kind(self.objective.kind).check_model(self.model)
+        self.objective.check(self.model)
 
 
 def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = None) -> tuple[T, str]:
@@ -104,19 +106,73 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
         The config, and the same as YAML.
     """
     # No abbreviations: `--objective.head_lr` is unknown, not short for `head_lr_ratio`.
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    words = [f"--{word}" if _OVERRIDE.match(word) else word for word in given]
+    try:
+        kind = _with_kinds(kind, words)
+    except ValueError as error:
+        sys.stderr.write(f"{program}: error: {error}\n")
+        raise SystemExit(2) from error
     parser = _Parser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file with the keys below")
     parser.add_class_arguments(kind, fail_untyped=True, sub_configs=False)
     for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):
         parser.link_arguments(f"model.{source}", f"fbank.{target}")
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    parsed = parser.parse_args([f"--{word}" if _OVERRIDE.match(word) else word for word in given])
+    parsed = parser.parse_args(words)
     text = parser.dump(parsed, skip_unset=False, skip_link_targets=False)
     parsed.pop("config", None)
     try:
         return kind(**vars(parser.instantiate(parsed))), text
     except ValueError as error:
         parser.error(str(error))
+
+
+def _with_kinds(kind: type[T], words: Sequence[str]) -> type[T]:
+    """The config class whose ``objective`` and ``model`` have the keys of the kinds that a command line chooses."""
+    chosen = _chosen(words)
+    if not issubclass(kind, PretrainConfig):
+        return _narrowed(kind, None, chosen.get("model.name", _DEFAULT_MODEL))
+    objective = objective_kind(chosen.get("objective.kind", _DEFAULT_KIND))
+    return _narrowed(kind, objective.config, chosen.get("model.name", objective.default_model))
+
+
+@cache
+def _narrowed(kind: type[T], objective: type[ObjectiveConfig] | None, model_name: str) -> type[T]:
+    """``kind`` with the fields ``objective`` and ``model`` of these very types; the same class for the same types."""
+    model = family_of(model_name).config
+    parts: list[Any] = [("model", model, field(default_factory=partial(model, name=model_name)))]
+    if objective is not None:
+        parts.append(("objective", objective, field(default_factory=objective)))
+    names = {"__doc__": kind.__doc__, "__module__": kind.__module__}
+    return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, namespace=names)
+
+
+def _chosen(words: Sequence[str]) -> dict[str, str]:
+    """What the command line, with the files it names, last says of the keys that decide about other keys."""
+    chosen: dict[str, str] = {}
+    for place, word in enumerate(words):
+        name, given, value = word.removeprefix("--").partition("=")
+        if not given:
+            value = words[place + 1] if place + 1 < len(words) else ""
+        if name == "config":
+            chosen |= _chosen_in_file(Path(value))
+        elif name in ("objective.kind", "model.name"):
+            chosen[name] = value
+    return chosen
+
+
+def _chosen_in_file(path: Path) -> dict[str, str]:
+    """The same of a YAML file; one that can't be read is the parser's to complain about."""
+    try:
+        values = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return {}
+    found = {}
+    for section, key in (("objective", "kind"), ("model", "name")):
+        part = values.get(section) if isinstance(values, dict) else None
+        if isinstance(part, dict) and isinstance(part.get(key), str):
+            found[f"{section}.{key}"] = part[key]
+    return found
 
 
 class _Parser(ArgumentParser):

@@ -1,19 +1,33 @@
-"""Single-device model code: encoders, masked autoencoder, losses, front ends."""
+"""Single-device model code: families of encoders with their pretraining models, losses, front ends, weights."""
 
 from models.augment import add_noise, augment_fbank, mask_bands, mix_waveforms, roll_time
-from models.cav_mae.config import Architecture, MaskConfig, MaskStrategy, ModelConfig
+from models.cav_mae.config import Architecture, CavMaeModelConfig
 from models.cav_mae.decoder import AudioVisualDecoder
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.cav_mae.mae import AudioVisualMAE, MAEOutput
+from models.cav_mae.workload import forward_flops, training_flops
 from models.classifier import AudioVisualClassifier
-from models.flops import forward_flops, parameter_count, training_flops
+from models.config import ModelConfig
+from models.encoders import Embeddings, Encoder
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.layers.blocks import Streams
-from models.layers.masking import Mask, Masker
+from models.layers.masking import Mask, MaskConfig, Masker, MaskStrategy
 from models.losses import info_nce, normalize_patches, nt_xent, reconstruction_loss
-from models.pretrained import Embeddings, PretrainedEncoders, load_pretrained
-from models.registry import build_model, create_model, list_models, register_model
-from models.sample_random import Stream, uniform
+from models.pretrained import PretrainedEncoders, load_pretrained
+from models.registry import (
+    Family,
+    PublishedFormat,
+    build_encoder,
+    build_model,
+    create_config,
+    create_model,
+    families,
+    family_of,
+    list_models,
+    register_family,
+)
+from models.sample_random import Stream, pass_stream, uniform
+from models.workload import Workload, parameter_count
 
 __all__ = [
     "Architecture",
@@ -22,7 +36,10 @@ __all__ = [
     "AudioVisualDecoder",
     "AudioVisualEncoder",
     "AudioVisualMAE",
+    "CavMaeModelConfig",
     "Embeddings",
+    "Encoder",
+    "Family",
     "FbankConfig",
     "MAEOutput",
     "Mask",
@@ -31,13 +48,19 @@ __all__ = [
     "Masker",
     "ModelConfig",
     "PretrainedEncoders",
+    "PublishedFormat",
     "Stream",
     "Streams",
     "VisualFrontEnd",
+    "Workload",
     "add_noise",
     "augment_fbank",
+    "build_encoder",
     "build_model",
+    "create_config",
     "create_model",
+    "families",
+    "family_of",
     "forward_flops",
     "info_nce",
     "list_models",
@@ -47,8 +70,9 @@ __all__ = [
     "normalize_patches",
     "nt_xent",
     "parameter_count",
+    "pass_stream",
     "reconstruction_loss",
-    "register_model",
+    "register_family",
     "roll_time",
     "training_flops",
     "uniform",

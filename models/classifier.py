@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from models.cav_mae.config import ModelConfig
-from models.cav_mae.encoder import AudioVisualEncoder, init_weights
+from models.config import ModelConfig
+from models.encoders import Encoder
+from models.layers.blocks import init_weights
+from models.registry import build_encoder
 
 
 class AudioVisualClassifier(nn.Module):
@@ -15,7 +19,7 @@ class AudioVisualClassifier(nn.Module):
     Args:
         config: The encoder's.
         num_classes: Width of the logits.
-        encoder: A pretrained encoder to keep; a freshly drawn one if None.
+        encoder: A pretrained encoder to keep; a randomly initialised one if None.
         pool_separate: Whether, with both modalities present, the streams of each alone are pooled together
             with the joint one (the paper finds both alike).
     """
@@ -24,7 +28,7 @@ class AudioVisualClassifier(nn.Module):
         self,
         config: ModelConfig,
         num_classes: int,
-        encoder: AudioVisualEncoder | None = None,
+        encoder: Encoder[Any] | None = None,
         *,
         pool_separate: bool = False,
     ) -> None:
@@ -33,9 +37,9 @@ class AudioVisualClassifier(nn.Module):
             raise ValueError(f"num_classes is {num_classes}; it must be at least 1")
         self.config = config
         self.pool_separate = pool_separate
-        self.encoder = encoder or AudioVisualEncoder(config)
-        self.norm = nn.LayerNorm(config.architecture.embed_dim)
-        self.head = nn.Linear(config.architecture.embed_dim, num_classes)
+        self.encoder = encoder or build_encoder(config)
+        self.norm = nn.LayerNorm(self.encoder.feature_dim)
+        self.head = nn.Linear(self.encoder.feature_dim, num_classes)
         self.head.apply(init_weights)
 
     def forward(
@@ -43,13 +47,9 @@ class AudioVisualClassifier(nn.Module):
     ) -> Tensor:
         """Logits from the modalities present.
 
-        With both, the joint stream is pooled (with ``pool_separate`` all three). With one, a model trained on
-        both averages the pooled joint stream (of that modality's tokens) and the pooled stream of the
-        modality alone; a model trained on this modality only uses the latter.
-
         Args:
             fbank: (B, T, F) normalised log-mel, or None.
-            frames: (B, 3, H, W) normalised pictures, or None.
+            frames: (B, N, 3, H, W) normalised pictures, or None.
             trained_on_both: Whether a modality that is absent was there in training.
 
         Returns:
@@ -64,11 +64,9 @@ class AudioVisualClassifier(nn.Module):
         self, fbank: Tensor | None = None, frames: Tensor | None = None, *, trained_on_both: bool = True
     ) -> Tensor:
         """What the head sees: (B, D) float32, pooled and normalised; arguments as of `forward`."""
-        both = fbank is not None and frames is not None
-        separate = self.pool_separate or not both
-        streams = self.encoder(fbank, frames, joint=both or trained_on_both, separate=separate)
-        present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
-        pooled = torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
+        pooled = self.encoder.features(
+            fbank, frames, trained_on_both=trained_on_both, pool_separate=self.pool_separate
+        )
         with torch.autocast(pooled.device.type, enabled=False):
             return self.norm(pooled)
 

@@ -1,4 +1,4 @@
-"""Weights of any source as Earsight's or the published CAV-MAE's: ``python -m models.convert IN OUT``.
+"""Weights of any source as Earsight's or in the names their authors publish: ``python -m models.convert IN OUT``.
 
 Prints what became of every tensor. An Earsight file is one safetensors file that describes itself; a
 published one has the names, shapes and ``module.`` prefix that the published code loads strictly.
@@ -10,14 +10,19 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
+from torch import nn
 
-from models.cav_mae.config import ModelConfig, unknown_name
+from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.encoder import AudioVisualEncoder
-from models.pretrained import Model, describe, load_model, named_state
+from models.cav_mae.mae import AudioVisualMAE
+from models.config import ModelConfig, unknown_name
+from models.encoders import Encoder
+from models.pretrained import describe, load_model, named_state
+from models.registry import families, family_of
 from models.weights.description import save_described
 from models.weights.errors import WeightsError
 from models.weights.published import PUBLISHED_EPS, published_limits, to_published
@@ -37,7 +42,7 @@ def convert(
         target: The file to write.
         form: ``earsight`` or ``published``.
         allow: Patterns of tensors that may be missing or left out.
-        known: Fields of `ModelConfig` that the source doesn't tell.
+        known: Fields of the model's config that the source doesn't tell.
 
     Raises:
         WeightsError: The source can't be read or does not fit, or the target's suffix is none of the form's.
@@ -47,23 +52,31 @@ def convert(
     found = read_weights(source)
     model, report = load_model(found, allow, **(known or {}))
     if form == "earsight":
-        save_described(target, named_state(model), describe(found, model.config))
+        save_described(target, named_state(model), describe(found, cast(ModelConfig, model.config)))
         return str(report)
     return "\n  note: ".join((str(report), *save_published(model, target)))
 
 
-def save_published(model: Model, target: Path) -> list[str]:
+def save_published(model: nn.Module, target: Path) -> list[str]:
     """Writes a model in the published names; returns what the published code makes of it that we don't.
 
     Raises:
         WeightsError: It is an encoder alone, which the published code has no model for.
     """
-    if isinstance(model, AudioVisualEncoder):
+    if isinstance(model, Encoder):
         raise WeightsError(
             "the source holds the encoder alone; the published code loads a whole autoencoder or classifier: "
             "give the run or checkpoint"
         )
-    state = to_published(model)
+    config = cast(ModelConfig, model.config)
+    family = family_of(config.name)
+    if family.name != "cav_mae" and family.published is None:
+        raise WeightsError(f"there is no published format of the family {family.name}; use --to earsight")
+    state = (
+        family.published.to_published(model)
+        if family.published
+        else to_published(cast(AudioVisualMAE, model))
+    )
     if target.suffix == ".safetensors":
         write_safetensors(target, state)
     else:
@@ -71,12 +84,14 @@ def save_published(model: Model, target: Path) -> list[str]:
         temporary = target.with_name(f".writing_{target.name}")
         torch.save(state, temporary)
         temporary.replace(target)
-    notes = published_limits(model.config)
-    eps = model.config.layer_norm_eps
+    if not isinstance(config, CavMaeModelConfig):
+        return []
+    notes, eps = published_limits(config), config.layer_norm_eps
     if eps != PUBLISHED_EPS:
+        difference = _epsilon_difference(cast(AudioVisualEncoder, model.encoder))
         notes.append(
             f"LayerNorm's epsilon is {eps:g} in this model and {PUBLISHED_EPS:g} in the published code, whose "
-            f"features will differ by about {_epsilon_difference(model.encoder):.1e} of the largest"
+            f"features will differ by about {difference:.1e} of the largest"
         )
     return notes
 
@@ -94,12 +109,12 @@ def _epsilon_difference(encoder: AudioVisualEncoder) -> float:
 
 
 def parse_settings(words: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` words as fields of `ModelConfig`.
+    """``key=value`` words as fields of the model's config.
 
     Raises:
         ValueError: A key is unknown.
     """
-    known = {f.name for f in fields(ModelConfig)} - {"name", "mask"}
+    known = {f.name for family in families() for f in fields(family.config)} - {"name", "mask"}
     settings = {}
     for word in words:
         key, _, value = word.partition("=")

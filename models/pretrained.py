@@ -3,43 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from models.cav_mae.config import ModelConfig
-from models.cav_mae.encoder import AudioVisualEncoder
-from models.cav_mae.mae import AudioVisualMAE, pool
 from models.classifier import AudioVisualClassifier
+from models.config import ModelConfig
+from models.encoders import Embeddings, Encoder
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
+from models.registry import build_encoder, build_model
 from models.weights.description import Description
 from models.weights.errors import WeightsError
 from models.weights.initialize import InitReport, initialize
 from models.weights.sources import SourceKind, SourceWeights, read_weights
 
-Model = AudioVisualMAE | AudioVisualClassifier | AudioVisualEncoder
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """Vectors of a batch of clips, not normalised; None for what is absent.
-
-    Attributes:
-        audio: (B, D) mean of the audio stream over the sound's own tokens.
-        visual: (B, D) mean of the visual stream, over tokens and frames.
-        joint: (B, D) mean of the joint stream, where both modalities are present.
-    """
-
-    audio: Tensor | None = None
-    visual: Tensor | None = None
-    joint: Tensor | None = None
-
 
 class PretrainedEncoders(nn.Module):
-    """An `AudioVisualEncoder` with its front ends: sound and pictures as decoded in, vectors out.
+    """A family's encoder with its front ends: sound and pictures as decoded in, vectors out.
 
     Attributes:
         encoder: The encoder; use it directly for tokens.
@@ -52,7 +34,7 @@ class PretrainedEncoders(nn.Module):
         description: Its description; ``fbank`` is not None.
     """
 
-    def __init__(self, encoder: AudioVisualEncoder, description: Description) -> None:
+    def __init__(self, encoder: Encoder[Any], description: Description) -> None:
         super().__init__()
         self.encoder = encoder
         self.audio_front_end = AudioFrontEnd(description.fbank)
@@ -97,33 +79,25 @@ class PretrainedEncoders(nn.Module):
         for count in columns.unique().tolist():
             rows = (columns == count).nonzero()[:, 0]
             shown = None if pictures is None else pictures[rows]
-            parts.append((rows, self._encode(fbank[rows], shown, self._first_columns(count, len(rows)))))
+            parts.append((rows, self._encode(fbank[rows], shown, count)))
         return _in_order(parts)
 
     def audio_columns(self, num_samples: Tensor) -> Tensor:
         """(B,) true lengths in samples -> (B,) columns of audio patches that hold sound, at least 1."""
-        fbank, patch = self.fbank, self.config.patch_size
+        fbank, patch = self.fbank, self.config.audio_patch_length
         frames = (num_samples - fbank.frame_length) // fbank.frame_shift + 1
-        return ((frames + patch - 1) // patch).clamp(1, self.config.audio_grid[1])
+        return ((frames + patch - 1) // patch).clamp(1, self.config.audio_length // patch)
 
-    def _first_columns(self, count: int, batch: int) -> Tensor | None:
-        rows, columns = self.config.audio_grid
-        if count == columns:
-            return None
-        device = self.encoder.norm.joint.weight.device
-        ids = torch.arange(rows * columns, device=device).reshape(rows, columns)[:, :count]
-        return ids.flatten().expand(batch, -1)
-
-    def _encode(self, fbank: Tensor | None, pictures: Tensor | None, keep_audio: Tensor | None) -> Embeddings:
-        """Each frame beside the sound, and the mean of what the frames give."""
-        views: Sequence[Tensor | None] = [None] if pictures is None else pictures.unbind(dim=1)
-        both = fbank is not None and pictures is not None
-        found = [self.encoder(fbank, view, keep_audio, joint=both) for view in views]
-        return Embeddings(
-            pool(found[0].audio),
-            _mean([pool(x.visual) for x in found]),
-            _mean([pool(x.joint) for x in found]),
-        )
+    def _encode(self, fbank: Tensor | None, pictures: Tensor | None, columns: int | None) -> Embeddings:
+        """The sound beside as many frames as the encoder takes at a time, and the mean of what these give."""
+        views: Sequence[Tensor | None] = [None]
+        if pictures is not None:
+            at_once = self.config.num_frames
+            if pictures.shape[1] % at_once:
+                raise ValueError(f"{pictures.shape[1]} frames a clip: the model takes {at_once} at a time")
+            views = pictures.split(at_once, dim=1)
+        found = [self.encoder.embed(fbank, view, columns) for view in views]
+        return Embeddings(found[0].audio, _mean([x.visual for x in found]), _mean([x.joint for x in found]))
 
 
 def _mean(values: Sequence[Tensor | None]) -> Tensor | None:
@@ -160,7 +134,7 @@ def load_pretrained(source: str | PathLike[str], **known: Any) -> PretrainedEnco
             f"{found.path} is a picture model: a start for training (init), no audio-visual encoder"
         )
     config = found.model_config(**known)
-    encoder = AudioVisualEncoder(config)
+    encoder = build_encoder(config)
     initialize(encoder, found)
     return PretrainedEncoders(encoder, describe(found, config)).eval()
 
@@ -171,10 +145,12 @@ def describe(source: SourceWeights, config: ModelConfig) -> Description:
     return Description(config, fbank, source.labels, source.provenance)
 
 
-def load_model(source: SourceWeights, allow: Sequence[str] = (), **known: Any) -> tuple[Model, InitReport]:
+def load_model(
+    source: SourceWeights, allow: Sequence[str] = (), **known: Any
+) -> tuple[nn.Module, InitReport]:
     """The whole model in a source: a classifier, an autoencoder, or the encoder where there is no more.
 
-    What a ViT leaves open is drawn from seed 0.
+    What a ViT leaves open is initialised from seed 0.
 
     Args:
         source: The weights.
@@ -185,15 +161,15 @@ def load_model(source: SourceWeights, allow: Sequence[str] = (), **known: Any) -
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         if source.num_classes is not None:
-            model: Model = AudioVisualClassifier(config, source.num_classes)
-        elif source.has_decoder or source.kind is SourceKind.vit:
-            model = AudioVisualMAE(config)
+            model: nn.Module = AudioVisualClassifier(config, source.num_classes)
+        elif source.is_encoder_alone:
+            model = build_encoder(config)
         else:
-            model = AudioVisualEncoder(config)
+            model = build_model(config)
     return model, initialize(model, source, allow)
 
 
-def named_state(model: Model) -> dict[str, Tensor]:
+def named_state(model: nn.Module) -> dict[str, Tensor]:
     """The model's state in the names of files, where an encoder's begin with ``encoder.``."""
-    prefix = "encoder." if isinstance(model, AudioVisualEncoder) else ""
+    prefix = "encoder." if isinstance(model, Encoder) else ""
     return {f"{prefix}{name}": value for name, value in model.state_dict().items()}

@@ -1,68 +1,125 @@
-"""Models by name: the function's name is the model's name."""
+"""Model families, and their presets by name. A family is a package that registers itself when it is imported."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
-from models.cav_mae.config import ModelConfig, unknown_name
-from models.cav_mae.mae import AudioVisualMAE
+from torch import Tensor, nn
 
-_MODELS: dict[str, Callable[..., AudioVisualMAE]] = {}
-
-
-def register_model(function: Callable[..., AudioVisualMAE]) -> Callable[..., AudioVisualMAE]:
-    """Makes a function that builds a model known under its own name."""
-    _MODELS[function.__name__] = function
-    return function
+from models.config import ModelConfig, unknown_name
+from models.encoders import Encoder
 
 
-@register_model
-def cav_mae_tiny(**overrides: Any) -> AudioVisualMAE:
-    """For trying things on a laptop: width 192, 3 + 1 blocks, decoder 2 blocks of 128."""
-    return AudioVisualMAE(ModelConfig("cav_mae_tiny", **overrides))
+@dataclass(frozen=True)
+class PublishedFormat:
+    """Weights as a family's authors publish them, in names and layout of their own.
+
+    Attributes:
+        title: For messages, such as ``published MAViL``.
+        recognises: Whether tensors (without prefixes of wrapping modules) are in this format.
+        infer_config: The model that published names and shapes describe; keywords are settings that they don't tell.
+        to_ours: The tensors in our names and layout, and by name those without a place, each with why.
+        to_published: A model's state in the published names.
+    """
+
+    title: str
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    infer_config: Callable[..., ModelConfig]
+    to_ours: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]]
+    to_published: Callable[[nn.Module], dict[str, Tensor]]
 
 
-@register_model
-def cav_mae_small(**overrides: Any) -> AudioVisualMAE:
-    """ViT-S: width 384, 11 + 1 blocks, decoder 4 blocks of 256."""
-    return AudioVisualMAE(ModelConfig("cav_mae_small", **overrides))
+@dataclass(frozen=True)
+class Family:
+    """A kind of model: its config, its presets and how it is built.
+
+    Attributes:
+        name: Of the family, such as ``cav_mae``.
+        config: Its config; ``name`` is one of the presets.
+        presets: By name, what each is for, in a line.
+        build: The whole pretraining model from a config; its encoder is its attribute ``encoder``.
+        build_encoder: What is kept of it.
+        published: Its authors' weights, where there are any.
+    """
+
+    name: str
+    config: type[ModelConfig]
+    presets: Mapping[str, str]
+    build: Callable[[Any], nn.Module]
+    build_encoder: Callable[[Any], Encoder[Any]]
+    published: PublishedFormat | None = None
 
 
-@register_model
-def cav_mae_base(**overrides: Any) -> AudioVisualMAE:
-    """ViT-B, the published CAV-MAE: width 768, 11 + 1 blocks, decoder 8 blocks of 512."""
-    return AudioVisualMAE(ModelConfig("cav_mae_base", **overrides))
+_FAMILIES: dict[str, Family] = {}
+
+
+def register_family(family: Family) -> Family:
+    """Makes a family and its presets known.
+
+    Raises:
+        ValueError: The family's name or that of a preset is taken.
+    """
+    if family.name in _FAMILIES:
+        raise ValueError(f"a model family named {family.name!r} is registered already")
+    taken = sorted(set(family.presets) & set(list_models()))
+    if taken:
+        raise ValueError(f"model {taken[0]!r} is registered already, by {family_of(taken[0]).name!r}")
+    _FAMILIES[family.name] = family
+    return family
+
+
+def families() -> list[Family]:
+    """All families, in the order of their registration."""
+    return list(_FAMILIES.values())
 
 
 def list_models() -> list[str]:
     """The names `create_model` knows."""
-    return sorted(_MODELS)
+    return sorted(name for family in _FAMILIES.values() for name in family.presets)
 
 
-def create_model(name: str, **overrides: Any) -> AudioVisualMAE:
-    """Builds a model with freshly drawn weights.
+def family_of(name: str) -> Family:
+    """The family of a preset.
+
+    Raises:
+        ValueError: No family has it; the nearest known names are given.
+    """
+    for family in _FAMILIES.values():
+        if name in family.presets:
+            return family
+    raise unknown_name("model", name, list_models())
+
+
+def create_config(name: str, **overrides: Any) -> ModelConfig:
+    """The config of a preset.
 
     Args:
         name: One of `list_models`.
-        overrides: Fields of `ModelConfig` other than the preset's.
+        overrides: Fields of the family's config other than the preset's.
 
     Raises:
-        ValueError: The name or an override is unknown (the nearest known ones are named), or the sizes do not
-            fit.
+        ValueError: The name or an override is unknown (the nearest known ones are named), or the sizes do not fit.
     """
-    if name not in _MODELS:
-        raise unknown_name("model", name, _MODELS)
-    known = {f.name for f in fields(ModelConfig)} - {"name"}
+    config = family_of(name).config
+    known = {f.name for f in fields(config)} - {"name"}
     for key in overrides:
         if key not in known:
             raise unknown_name("model setting", key, known)
-    return _MODELS[name](**overrides)
+    return config(name=name, **overrides)
 
 
-def build_model(config: ModelConfig) -> AudioVisualMAE:
-    """Builds the model of a config, as it comes out of a YAML file."""
-    return create_model(
-        config.name, **{f.name: getattr(config, f.name) for f in fields(config) if f.name != "name"}
-    )
+def create_model(name: str, **overrides: Any) -> nn.Module:
+    """Builds a model, randomly initialised; arguments and errors as of `create_config`."""
+    return build_model(create_config(name, **overrides))
+
+
+def build_model(config: ModelConfig) -> nn.Module:
+    """Builds the pretraining model of a config, randomly initialised."""
+    return family_of(config.name).build(config)
+
+
+def build_encoder(config: ModelConfig) -> Encoder[Any]:
+    """Builds the encoder of a config alone, randomly initialised."""
+    return family_of(config.name).build_encoder(config)

@@ -40,6 +40,11 @@ class Stream(IntEnum):
     CENTROID = 67
 
 
+def pass_stream(stream: Stream, number: int) -> int:
+    """The stream of the ``number``-th pass over the same clip; pass 0 is ``stream`` itself."""
+    return stream + (number << 8)
+
+
 def _shift_xor(x: Tensor, bits: int) -> Tensor:
     # torch's >> copies the sign; the mask makes it a logical shift.
     return x ^ ((x >> bits) & ((1 << (64 - bits)) - 1))

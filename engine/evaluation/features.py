@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,9 +13,9 @@ from torch import Tensor
 from datasets.batch import AVBatch, ReadFailure
 from engine.evaluation.unreadable import gather_failures
 from engine.parallel.world import World
-from models import AudioVisualEncoder
+from models import Encoder
 
-#: (B, T, F) normalised fbank and (B, 3, H, W) normalised frames of a batch.
+#: (B, T, F) normalised fbank and (B, N, 3, H, W) normalised frames of a batch.
 Inputs = Callable[[AVBatch], tuple[Tensor | None, Tensor | None]]
 #: (B, D) features of a batch by name.
 Embed = Callable[[AVBatch], dict[str, Tensor]]
@@ -28,7 +29,7 @@ class Features:
         ids: N clip ids.
         rows: (N,) rows in the set's table.
         labels: (N, C) 0 or 1, or None for a set without labels.
-        streams: (N, D) float32 by name, such as those of `mean_pooled`.
+        streams: (N, D) float32 by name, such as those of `encoder_vectors`.
     """
 
     ids: list[str]
@@ -37,8 +38,8 @@ class Features:
     streams: dict[str, Tensor]
 
 
-def mean_pooled(encoder: AudioVisualEncoder, inputs: Inputs) -> Embed:
-    """The encoder's streams, nothing masked, mean-pooled: ``audio`` and ``visual`` alone, ``audio_visual`` together.
+def encoder_vectors(encoder: Encoder[Any], inputs: Inputs) -> Embed:
+    """The encoder's vectors, nothing masked: ``audio`` and ``visual`` alone, ``audio_visual`` together.
 
     Args:
         encoder: In evaluation mode.
@@ -46,9 +47,9 @@ def mean_pooled(encoder: AudioVisualEncoder, inputs: Inputs) -> Embed:
     """
 
     def embed(batch: AVBatch) -> dict[str, Tensor]:
-        streams = encoder(*inputs(batch))
-        found = {"audio": streams.audio, "visual": streams.visual, "audio_visual": streams.joint}
-        return {name: value.float().mean(1) for name, value in found.items() if value is not None}
+        vectors = encoder.embed(*inputs(batch))
+        found = {"audio": vectors.audio, "visual": vectors.visual, "audio_visual": vectors.joint}
+        return {name: value for name, value in found.items() if value is not None}
 
     return embed
 

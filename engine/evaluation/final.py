@@ -11,7 +11,7 @@ from torch import Tensor
 
 from datasets.loading.config import ClipNeeds
 from datasets.loading.loader import evaluation_loader
-from engine.evaluation.features import Features, embed_set, mean_pooled
+from engine.evaluation.features import Features, embed_set, encoder_vectors
 from engine.evaluation.files import summary_lines, write_report
 from engine.evaluation.pictures import confusion_picture, error_sheet, per_class_bars, retrieval_sheet
 from engine.evaluation.predictions import Predictions, predict
@@ -95,7 +95,7 @@ class FinalEvaluation:
             held_out_loader(self.config, self.train, shards, self.world, every_frame=False, probe=True)
             for shards in (self.train.location, self.shards)
         ]
-        embed = mean_pooled(objective.model.encoder, objective.inputs)
+        embed = encoder_vectors(objective.model.encoder, objective.inputs)
         most = self.config.data.max_bad_fraction
         train, test = (embed_set(embed, loader, self.world, most, self.bf16) for loader in loaders)
         return None if train is None or test is None else (train, test)

@@ -99,9 +99,10 @@ def batch_scores(objective: Classification, batch: AVBatch, missing: bool) -> di
         missing: Whether a model of both modalities is also given each alone.
     """
     both = objective.config.modalities is Modalities.audio_visual
-    num_frames = 0 if batch.frames is None else batch.frames.shape[1]
-    frames = {f: objective.inputs(batch, f) for f in range(num_frames)}
-    fbank = frames[0][0] if frames else objective.inputs(batch)[0]
+    stored = 0 if batch.frames is None else batch.frames.shape[1]
+    at_once = objective.model.config.num_frames
+    views = [objective.frames(batch, first) for first in range(0, stored - at_once + 1, at_once)]
+    fbank = objective.spectrograms(batch)
 
     def score(sound: Tensor | None, picture: Tensor | None) -> Tensor:
         return objective.probabilities(objective.logits(sound, picture))
@@ -112,11 +113,11 @@ def batch_scores(objective: Classification, batch: AVBatch, missing: bool) -> di
     looks: dict[str, Tensor | None] = {}
     if both:
         looks["audio_visual"] = fbank
-    if frames and (not both or missing):
+    if views and (not both or missing):
         looks["visual"] = None
     for name, sound in looks.items():
-        each = [score(sound, picture) for _, picture in frames.values()]
-        scores[name] = each[num_frames // 2]
-        if num_frames > 1:
+        each = [score(sound, view) for view in views]
+        scores[name] = each[len(each) // 2]
+        if len(each) > 1:
             scores[f"{name}_ensemble"] = torch.stack(each).mean(0)
     return scores

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
-
-from datasets.batch import AVBatch
-from engine.objectives.cav_mae import CavMae
 
 # Black, violet, red, orange, pale yellow: brightness rises with the value.
 _COLOURS = torch.tensor(
@@ -19,51 +19,65 @@ _GAP = 4
 _HEADER = 14
 
 
-@torch.no_grad()
-def reconstructions(objective: CavMae, batch: AVBatch) -> dict[str, Tensor]:
-    """Frames and spectrograms as given, as masked, and as reconstructed.
+@dataclass(frozen=True)
+class Patches:
+    """What a masked autoencoder made of one modality.
+
+    Attributes:
+        target: (B, L, P) the true patches.
+        prediction: (B, L, P) as predicted.
+        mask: (B, L) 1 = removed.
+        normalised: Whether each patch was predicted less its mean and over its deviation.
+    """
+
+    target: Tensor
+    prediction: Tensor
+    mask: Tensor
+    normalised: bool
+
+    def titles(self) -> list[str]:
+        """Of the three columns: input, what the mask leaves, reconstruction."""
+        return ["input", f"kept {1 - self.mask.mean().item():.0%}", "reconstruction"]
+
+    def kept(self) -> Tensor:
+        """(B, L, P) the kept patches on a dark ground."""
+        ground = self.target.amin(dim=(1, 2), keepdim=True).expand_as(self.target)
+        return torch.where(self.mask.unsqueeze(-1).bool(), ground, self.target)
+
+    def reconstructed(self) -> Tensor:
+        """(B, L, P) removed patches as predicted, with the true patches' mean and deviation; kept ones as they were."""
+        prediction = self.prediction.float()
+        if self.normalised:
+            variance, mean = torch.var_mean(self.target, dim=-1, keepdim=True)
+            prediction = prediction * (variance + 1e-6).sqrt() + mean
+        return torch.where(self.mask.unsqueeze(-1).bool(), prediction, self.target)
+
+
+#: (B, L, P) patches -> frames or spectrograms.
+Unpatchify = Callable[[Tensor], Tensor]
+
+
+def frame_sheet(frames: Tensor, patches: Patches, unpatchify: Unpatchify, invert: Unpatchify) -> Tensor:
+    """A row a clip: input, what the mask leaves, reconstruction.
 
     Args:
-        objective: In evaluation mode, with a reconstruction weight above 0.
-        batch: B clips on the model's device.
+        frames: (B, 3, H, W) normalised.
+        patches: Of these.
+        unpatchify: Patches -> frames.
+        invert: Normalised frames -> uint8.
 
     Returns:
-        ``frames`` and ``spectrograms``, each (3, H, W) uint8 on the CPU: a row a clip; input, what the mask leaves,
-        reconstruction (removed patches as predicted, with the true patches' mean and deviation where the target
-        is normalised; kept patches as they were).
+        (3, H', W') uint8 on the CPU.
     """
-    model = objective.model
-    fbank, frames = objective.inputs(batch)
-    output = objective.reconstruct(fbank, frames, batch.seeds)
-    assert output.pred_audio is not None
-    assert output.pred_visual is not None
-    norm_pix = model.config.norm_pix_loss
-    audio, audio_kept = _paste(model.patchify_audio(fbank), output.pred_audio, output.mask_audio, norm_pix)
-    visual, visual_kept = _paste(
-        model.patchify_visual(frames), output.pred_visual, output.mask_visual, norm_pix
-    )
-    picture = objective.visual_front_end.invert
-    frame_columns = [
-        picture(x) for x in (frames, model.unpatchify_visual(visual_kept), model.unpatchify_visual(visual))
-    ]
+    columns = [frames, unpatchify(patches.kept()), unpatchify(patches.reconstructed())]
+    return grid([invert(column) for column in columns], patches.titles())
+
+
+def spectrogram_sheet(fbank: Tensor, patches: Patches, unpatchify: Unpatchify) -> Tensor:
+    """The same of (B, T, F) spectrograms."""
     low, high = fbank.flatten(1).quantile(0.01, dim=1), fbank.flatten(1).quantile(0.995, dim=1)
-    spectrograms = (fbank, model.unpatchify_audio(audio_kept), model.unpatchify_audio(audio))
-    spectrogram_columns = [colour_spectrogram(x, low, high) for x in spectrograms]
-    share = 1 - output.mask_visual.mean().item(), 1 - output.mask_audio.mean().item()
-    return {
-        "frames": grid(frame_columns, ["input", f"kept {share[0]:.0%}", "reconstruction"]),
-        "spectrograms": grid(spectrogram_columns, ["input", f"kept {share[1]:.0%}", "reconstruction"]),
-    }
-
-
-def _paste(target: Tensor, prediction: Tensor, mask: Tensor, norm_pix: bool) -> tuple[Tensor, Tensor]:
-    """(B, L, P) reconstruction with kept patches as they were, and the kept patches on a dark ground."""
-    if norm_pix:
-        variance, mean = torch.var_mean(target, dim=-1, keepdim=True)
-        prediction = prediction.float() * (variance + 1e-6).sqrt() + mean
-    removed = mask.unsqueeze(-1).bool()
-    ground = target.amin(dim=(1, 2), keepdim=True).expand_as(target)
-    return torch.where(removed, prediction.float(), target), torch.where(removed, ground, target)
+    columns = [fbank, unpatchify(patches.kept()), unpatchify(patches.reconstructed())]
+    return grid([colour_spectrogram(column, low, high) for column in columns], patches.titles())
 
 
 def colour_spectrogram(fbank: Tensor, low: Tensor, high: Tensor) -> Tensor:

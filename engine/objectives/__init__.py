@@ -1,0 +1,3 @@
+"""Objectives: a model and its losses, what they read of a clip, what is measured and shown of them."""
+
+from engine.objectives import cav_mae as cav_mae

@@ -1,18 +1,24 @@
-"""What the trainer knows of an objective: a module that joins a model and its losses.
+"""What the trainer and the programs know of an objective: a module that joins a model and its losses.
 
-A new objective is one file here and one config: a frozen dataclass of settings, and a module whose ``forward`` takes
-a batch and returns named values.
+A new objective is one file and one config: a frozen dataclass of settings, and a module whose ``forward`` takes a
+batch and returns named values. It registers itself (`engine.objectives.registry`); nothing else names it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from datasets.batch import AVBatch
+from datasets.loading.config import ClipNeeds
+from engine.evaluation.features import Features
+from engine.evaluation.retrieval import cross_modal_retrieval
+from models import AudioFrontEnd, FbankConfig, ModelConfig, VisualFrontEnd, Workload
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -29,13 +35,36 @@ class LrGroup(NamedTuple):
     scale: float
 
 
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What every objective's settings begin with.
+
+    Attributes:
+        kind: Which objective.
+    """
+
+    kind: str = ""
+
+    def check(self, model: ModelConfig) -> None:
+        """Makes sure that a model can be trained so.
+
+        Raises:
+            ValueError: It can't; the keys to change are named.
+        """
+
+
 class Objective(nn.Module, ABC, Generic[Model]):
     """A model and its losses.
 
+    Beside ``model`` an objective may hold modules of its own that are not trained, such as a teacher: they are part of
+    every checkpoint, but neither of the optimizer nor of the plain weights.
+
     Attributes:
+        kind: The objective's name, which checkpoints bear.
         model: What is trained, and saved as plain weights.
     """
 
+    kind: str
     model: Model
 
     @abstractmethod
@@ -55,15 +84,79 @@ class Objective(nn.Module, ABC, Generic[Model]):
         return {}
 
     @abstractmethod
-    def flops_per_sample(self) -> float:
-        """FLOPs of a training step, forward and backward, for one sample."""
+    def workload(self, bf16: bool) -> Workload:
+        """What a training step costs for one clip.
+
+        Args:
+            bf16: Whether autocast computes in 16 bits.
+        """
+
+    def after_step(self, step: int, total_steps: int) -> None:
+        """Moves what moves between steps, such as a teacher; a function of the step and of the weights.
+
+        Args:
+            step: Optimizer steps taken, this one included.
+            total_steps: Of the whole run.
+        """
+
+
+class PretrainingObjective(Objective[Model]):
+    """An objective that learns from clips without labels, and what is measured and shown of it on held-out clips.
+
+    ``model.encoder`` is an `models.encoders.Encoder`, unless `embed` and `measure` are overridden.
+
+    Args:
+        model: The pretraining model; it has a ``config``.
+        fbank: The spectrogram's settings.
+        config: Its own; subclasses narrow the type.
+    """
+
+    def __init__(self, model: Model, fbank: FbankConfig, config: ObjectiveConfig) -> None:
+        super().__init__()
+        self.kind = config.kind
+        self.model = model
+        self.audio_front_end = AudioFrontEnd(fbank)
+        self.visual_front_end = VisualFrontEnd()
+
+    def needs(self) -> ClipNeeds:
+        """What is read of a clip: sound and one frame, at random in training, the middle one in evaluation."""
+        config = self.model.config
+        assert isinstance(config, ModelConfig)
+        return ClipNeeds(image_size=config.image_size, num_samples=self.audio_front_end.config.num_samples)
+
+    @torch.no_grad()
+    def inputs(self, batch: AVBatch) -> tuple[Tensor, Tensor]:
+        """(B, T, F) normalised fbank and (B, N, 3, H, W) normalised frames."""
+        assert batch.waveform is not None
+        assert batch.num_samples is not None
+        assert batch.frames is not None
+        return self.audio_front_end(batch.waveform, batch.num_samples), self.visual_front_end(batch.frames)
+
+    def embed(self, batch: AVBatch) -> dict[str, Tensor]:
+        """The vectors that held-out retrieval and probes measure: (B, D) or (B, N, D) float32 by name.
+
+        ``audio`` and ``visual`` of each modality alone, ``audio_visual`` of both where the family joins them.
+        """
+        found = self.model.encoder.embed(*self.inputs(batch))  # type: ignore[operator]  # an Encoder
+        streams = {"audio": found.audio, "visual": found.visual, "audio_visual": found.joint}
+        return {name: value for name, value in streams.items() if value is not None}
+
+    def measure(self, features: Features) -> dict[str, float]:
+        """Retrieval on the vectors of all held-out clips."""
+        return cross_modal_retrieval(features.streams["audio"], features.streams["visual"])
+
+    def probed(self, features: Features) -> dict[str, Tensor]:
+        """(N, D) vectors by name that linear probes are fitted to."""
+        return {
+            name: rows if rows.ndim == 2 else rearrange(rows, "n ... d -> n (...) d").mean(1)
+            for name, rows in features.streams.items()
+        }
+
+    def pictures(self, batch: AVBatch) -> dict[str, Tensor]:
+        """(3, H, W) uint8 pictures by name for people to look at; none by default."""
+        return {}
 
 
 def detached(values: dict[str, Tensor]) -> dict[str, Tensor]:
     """``values`` with the gradient on ``loss`` alone."""
     return {name: value if name == "loss" else value.detach() for name, value in values.items()}
-
-
-def all_finite(values: list[Tensor]) -> Tensor:
-    """() bool: whether all of them are finite."""
-    return torch.isfinite(torch.stack([value.detach().float() for value in values])).all()

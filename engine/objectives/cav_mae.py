@@ -7,34 +7,39 @@ computation: ``contrast_weight: 0`` is AV-MAE, ``reconstruction_weight: 0`` is C
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
 
 from datasets.batch import AVBatch
-from engine.objectives.base import Objective, detached
+from engine.evaluation.reconstructions import Patches, frame_sheet, spectrogram_sheet
+from engine.objectives.base import ObjectiveConfig, PretrainingObjective, detached
+from engine.objectives.registry import ObjectiveKind, register_objective
 from engine.parallel.world import gather_rows, rank
 from models import (
-    AudioFrontEnd,
     AudioVisualMAE,
+    CavMaeModelConfig,
     FbankConfig,
     MAEOutput,
+    ModelConfig,
     Stream,
-    VisualFrontEnd,
+    Workload,
     augment_fbank,
     info_nce,
     reconstruction_loss,
     training_flops,
     uniform,
 )
+from models.cav_mae.workload import activation_bytes
 
 
 @dataclass(frozen=True)
-class CavMaeConfig:
+class CavMaeConfig(ObjectiveConfig):
     """Weights and settings of the two losses.
 
     Attributes:
+        kind: ``cav_mae``.
         reconstruction_weight: Weight of the two reconstruction losses (published: 1).
         contrast_weight: λ (published: 0.01).
         temperature: τ of the contrastive loss (published: 0.05).
@@ -44,6 +49,7 @@ class CavMaeConfig:
         augment: Noise and a full roll in time on the spectrogram, as published.
     """
 
+    kind: str = "cav_mae"
     reconstruction_weight: float = 1.0
     contrast_weight: float = 0.01
     temperature: float = 0.05
@@ -62,8 +68,17 @@ class CavMaeConfig:
         if self.temperature <= 0:
             raise ValueError(f"objective.temperature is {self.temperature}: it must be above 0")
 
+    def check(self, model: ModelConfig) -> None:
+        """See `ObjectiveConfig.check`."""
+        mask = cast(CavMaeModelConfig, model).mask
+        if self.reconstruction_weight > 0 and not (mask.audio_ratio > 0 and mask.visual_ratio > 0):
+            raise ValueError(
+                "model.mask.audio_ratio and model.mask.visual_ratio must be above 0 while "
+                "objective.reconstruction_weight is: there would be nothing to reconstruct"
+            )
 
-class CavMae(Objective[AudioVisualMAE]):
+
+class CavMae(PretrainingObjective[AudioVisualMAE]):
     """CAV-MAE's two losses on an `AudioVisualMAE`.
 
     Args:
@@ -73,15 +88,12 @@ class CavMae(Objective[AudioVisualMAE]):
     """
 
     def __init__(self, model: AudioVisualMAE, fbank: FbankConfig, config: CavMaeConfig) -> None:
-        super().__init__()
-        self.model = model
-        self.audio_front_end = AudioFrontEnd(fbank)
-        self.visual_front_end = VisualFrontEnd()
+        super().__init__(model, fbank, config)
         self.config = config
 
     def forward(self, batch: AVBatch) -> dict[str, Tensor]:
         """See `Objective.forward`; B clips, each with one frame."""
-        fbank, frames = self.inputs(batch)
+        fbank, frames = self._single(batch)
         if self.config.augment:
             fbank = augment_fbank(fbank, batch.seeds)
         output = self.reconstruct(fbank, frames, batch.seeds)
@@ -105,15 +117,10 @@ class CavMae(Objective[AudioVisualMAE]):
             losses.update(contrast)
         return detached({"loss": total, **losses})
 
-    @torch.no_grad()
-    def inputs(self, batch: AVBatch) -> tuple[Tensor, Tensor]:
+    def _single(self, batch: AVBatch) -> tuple[Tensor, Tensor]:
         """(B, T, F) normalised fbank and (B, 3, H, W) normalised first frames."""
-        assert batch.waveform is not None
-        assert batch.num_samples is not None
-        assert batch.frames is not None
-        return self.audio_front_end(batch.waveform, batch.num_samples), self.visual_front_end(
-            batch.frames[:, 0]
-        )
+        fbank, frames = self.inputs(batch)
+        return fbank, frames[:, 0]
 
     def reconstruct(self, fbank: Tensor, frames: Tensor, seeds: Tensor) -> MAEOutput:
         """The model's pass with the masks that belong to ``seeds``."""
@@ -144,11 +151,33 @@ class CavMae(Objective[AudioVisualMAE]):
         """See `Objective.no_weight_decay`."""
         return self.model.no_weight_decay()
 
-    def flops_per_sample(self) -> float:
-        """See `Objective.flops_per_sample`."""
-        config = self.config
-        return training_flops(
-            self.model.config,
-            reconstruct=config.reconstruction_weight > 0,
-            contrast=config.contrast_weight > 0,
+    def pictures(self, batch: AVBatch) -> dict[str, Tensor]:
+        """See `PretrainingObjective.pictures`: reconstructions, where they are learned."""
+        if self.config.reconstruction_weight == 0:
+            return {}
+        fbank, frames = self._single(batch)
+        output, model = self.reconstruct(fbank, frames, batch.seeds), self.model
+        assert output.pred_audio is not None
+        assert output.pred_visual is not None
+        norm_pix = model.config.norm_pix_loss
+        audio = Patches(model.patchify_audio(fbank), output.pred_audio, output.mask_audio, norm_pix)
+        visual = Patches(model.patchify_visual(frames), output.pred_visual, output.mask_visual, norm_pix)
+        return {
+            "reconstruction/frames": frame_sheet(
+                frames, visual, model.unpatchify_visual, self.visual_front_end.invert
+            ),
+            "reconstruction/spectrograms": spectrogram_sheet(fbank, audio, model.unpatchify_audio),
+        }
+
+    def workload(self, bf16: bool) -> Workload:
+        """See `Objective.workload`."""
+        model, config = self.model.config, self.config
+        reconstruct, contrast = config.reconstruction_weight > 0, config.contrast_weight > 0
+        kept = model.num_kept_audio + model.num_kept_visual
+        return Workload(
+            training_flops(model, reconstruct=reconstruct, contrast=contrast),
+            activation_bytes(model, kept, reconstruct + contrast, bf16, decode=reconstruct),
         )
+
+
+register_objective(ObjectiveKind("cav_mae", CavMaeConfig, CavMae, ("cav_mae",), "cav_mae_base"))

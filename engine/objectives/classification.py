@@ -21,6 +21,7 @@ from models import (
     AudioVisualClassifier,
     FbankConfig,
     VisualFrontEnd,
+    Workload,
     augment_fbank,
     mask_bands,
     mix_waveforms,
@@ -125,6 +126,7 @@ class Classification(Objective[AudioVisualClassifier]):
         self, model: AudioVisualClassifier, fbank: FbankConfig, config: ClassificationConfig
     ) -> None:
         super().__init__()
+        self.kind = "classification"
         self.model = model
         self.config = config
         self.audio_front_end = AudioFrontEnd(fbank)
@@ -151,30 +153,38 @@ class Classification(Objective[AudioVisualClassifier]):
         hit = targets.gather(1, logits.argmax(dim=1, keepdim=True)) > 0
         return detached({"loss": loss, "accuracy": hit.float().mean()})
 
-    @torch.no_grad()
-    def inputs(self, batch: AVBatch, frame: int = 0) -> tuple[Tensor | None, Tensor | None]:
-        """(B, T, F) normalised fbank and (B, 3, H, W) normalised frames; None of what the batch has not.
+    def inputs(self, batch: AVBatch) -> tuple[Tensor | None, Tensor | None]:
+        """(B, T, F) normalised fbank and (B, N, 3, H, W) normalised frames, the first N; None of what the batch lacks.
 
         Args:
             batch: The clips; those of a `MixedBatch` are mixed.
-            frame: Which of its frames.
         """
-        mixed = batch if isinstance(batch, MixedBatch) else None
-        fbank = frames = None
-        if batch.waveform is not None:
-            assert batch.num_samples is not None
-            waveform = batch.waveform if mixed is None else _mixed_waveforms(mixed)
-            fbank = self.audio_front_end(waveform, batch.num_samples)
-        if batch.frames is not None:
-            frames = self.visual_front_end(batch.frames[:, frame])
-            if mixed is not None:
-                assert mixed.partners is not None
-                assert mixed.partners.frames is not None
-                assert mixed.weights is not None
-                weights = mixed.weights[:, None, None, None]
-                others = self.visual_front_end(mixed.partners.frames[:, frame])
-                frames = weights * frames + (1 - weights) * others
-        return fbank, frames
+        return self.spectrograms(batch), self.frames(batch)
+
+    @torch.no_grad()
+    def spectrograms(self, batch: AVBatch) -> Tensor | None:
+        """(B, T, F) normalised fbank, of a `MixedBatch` that of the mixed sound."""
+        if batch.waveform is None:
+            return None
+        assert batch.num_samples is not None
+        waveform = _mixed_waveforms(batch) if isinstance(batch, MixedBatch) else batch.waveform
+        return self.audio_front_end(waveform, batch.num_samples)
+
+    @torch.no_grad()
+    def frames(self, batch: AVBatch, first: int = 0) -> Tensor | None:
+        """(B, N, 3, H, W) normalised frames, as many as the encoder takes at a time, from ``first`` on."""
+        if batch.frames is None:
+            return None
+        views = slice(first, first + self.model.config.num_frames)
+        frames = self.visual_front_end(batch.frames[:, views])
+        if not isinstance(batch, MixedBatch):
+            return frames
+        assert batch.partners is not None
+        assert batch.partners.frames is not None
+        assert batch.weights is not None
+        others = self.visual_front_end(batch.partners.frames[:, views])
+        weights = batch.weights[:, None, None, None, None]
+        return weights * frames + (1 - weights) * others
 
     def logits(self, fbank: Tensor | None, frames: Tensor | None) -> Tensor:
         """(B, classes) from the modalities given: those trained on, or one of two."""
@@ -204,7 +214,8 @@ class Classification(Objective[AudioVisualClassifier]):
         """Freezes what gets no gradient: the other modality's encoder, norms of streams not pooled."""
         size = self.model.config
         fbank = torch.zeros(1, size.audio_length, size.num_mel_bins) if self.config.audio else None
-        frames = torch.zeros(1, 3, size.image_size, size.image_size) if self.config.visual else None
+        picture = (1, size.num_frames, 3, size.image_size, size.image_size)
+        frames = torch.zeros(picture) if self.config.visual else None
         self.logits(fbank, frames).sum().backward()
         for parameter in self.model.parameters():
             parameter.requires_grad_(parameter.grad is not None)
@@ -216,35 +227,24 @@ class Classification(Objective[AudioVisualClassifier]):
 
     def lr_groups(self) -> dict[str, LrGroup]:
         """The head at ``head_lr_ratio``, blocks at ``layer_decay`` to the power of their distance from it."""
-        groups = {}
-        last = self._depth(None)
+        groups, encoder = {}, self.model.encoder
+        last = encoder.num_layers + 1
         for name, _ in self.model.named_parameters():
             if not name.startswith("encoder."):
                 groups[name] = LrGroup("head", self.config.head_lr_ratio)
             elif self.config.layer_decay < 1:
-                depth = self._depth(name)
+                depth = encoder.depth_of(name.removeprefix("encoder."))
                 groups[name] = LrGroup(f"layer{depth:02d}", self.config.layer_decay ** (last - depth))
         return groups
 
-    def _depth(self, name: str | None) -> int:
-        """0 for the embeddings, then one for each block on a token's way; of None, of what follows them."""
-        arch = self.model.config.architecture
-        words = (name or "").split(".")
-        if "blocks" in words:
-            return 1 + int(words[words.index("blocks") + 1])
-        if "joint_blocks" in words:
-            return 1 + arch.modality_depth + int(words[words.index("joint_blocks") + 1])
-        if words[:2] in (["encoder", "audio"], ["encoder", "visual"]):
-            return 0
-        return 1 + arch.modality_depth + arch.joint_depth
-
-    def flops_per_sample(self) -> float:
-        """See `Objective.flops_per_sample`; linear layers over all tokens of the modalities in use."""
-        size, arch = self.model.config, self.model.config.architecture
-        tokens = [size.num_audio_tokens] * self.config.audio + [size.num_visual_tokens] * self.config.visual
-        block = arch.embed_dim * (4 * arch.embed_dim + 2 * int(arch.embed_dim * size.mlp_ratio))
-        passes = arch.modality_depth + arch.joint_depth * (2 if self.config.pool_separate else 1)
-        return (1.0 if self.config.freeze_encoder else 3.0) * 2.0 * sum(tokens) * passes * block
+    def workload(self, bf16: bool) -> Workload:
+        """See `Objective.workload`; a frozen encoder has no backward pass."""
+        config, encoder = self.config, self.model.encoder
+        forward = encoder.feature_flops(config.audio, config.visual, config.pool_separate)
+        if config.freeze_encoder:
+            return Workload(forward, 0)
+        activations = encoder.feature_activations(config.audio, config.visual, bf16, config.pool_separate)
+        return Workload(3 * forward, activations)
 
 
 def _mixed_waveforms(batch: MixedBatch) -> Tensor:

@@ -13,16 +13,20 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.loading.loader import DataConfig, open_store
 from datasets.shards.tar import ShardError
-from engine.config import PretrainConfig, parse_config
-from engine.preflight.estimates import activation_bytes, state_bytes
+from engine.config import PretrainConfig, RunConfig, parse_config
+from engine.objectives.base import Objective
+from engine.objectives.classification import Classification
+from engine.objectives.registry import build_objective
+from engine.preflight.estimates import state_bytes
 from engine.tasks.finetune_config import FinetuneConfig
-from engine.training.trainer import TrainConfig
-from models import AudioVisualClassifier, build_model, parameter_count, training_flops
+from engine.training.train_config import TrainConfig
+from models import AudioVisualClassifier, Workload, build_model, parameter_count
 
 _GB = 1e9
 
@@ -61,14 +65,14 @@ class Report:
     lines: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def say(self, topic: str, text: str) -> None:
+    def line(self, topic: str, text: str) -> None:
         """Adds a line about ``topic``."""
         self.lines.append(f"  {topic:<12}{text}")
 
-    def object(self, topic: str, problem: str) -> None:
+    def problem(self, topic: str, text: str) -> None:
         """Adds a line that makes the run unfit to be submitted."""
-        self.lines.append(f"! {topic:<12}{problem}")
-        self.problems.append(problem)
+        self.lines.append(f"! {topic:<12}{text}")
+        self.problems.append(text)
 
     def __str__(self) -> str:
         end = (
@@ -80,17 +84,16 @@ class Report:
 
 
 @dataclass(frozen=True)
-class Workload:
+class PlannedRun:
     """What the checks must know of a run, whatever it trains.
 
     Attributes:
         data: Its sets.
         train: Its steps, batch and parallelism.
         output_dir: Its folder.
-        parameters: Of the model.
+        parameters: Of the model, and of what the objective holds beside it.
         trainable: Those of them that are trained.
-        flops: Of one clip in a training step.
-        activations: Bytes that one clip keeps for the backward pass; an estimate.
+        workload: What one clip costs in a training step.
     """
 
     data: DataConfig
@@ -98,53 +101,37 @@ class Workload:
     output_dir: Path
     parameters: int
     trainable: int
-    flops: float
-    activations: int
+    workload: Workload
 
 
-def pretraining_workload(config: PretrainConfig) -> Workload:
+def planned_pretraining(config: PretrainConfig) -> PlannedRun:
     """What a pretraining run will need."""
-    objective, model = config.objective, config.model
-    with torch.device("meta"):
-        parameters = parameter_count(build_model(model), trainable_only=False)
-    reconstruct, contrast = objective.reconstruction_weight > 0, objective.contrast_weight > 0
-    flops = training_flops(model, reconstruct=reconstruct, contrast=contrast)
-    kept = model.num_kept_audio + model.num_kept_visual
-    activations = activation_bytes(
-        model, kept, reconstruct + contrast, _uses_bf16(config.train), decode=reconstruct
-    )
-    output_dir = Path(config.output_dir)
-    return Workload(config.data, config.train, output_dir, parameters, parameters, flops, activations)
+    with FakeTensorMode():
+        objective = build_objective(build_model(config.model), config.fbank, config.objective)
+    return _planned(config, objective)
 
 
-def finetuning_workload(config: FinetuneConfig) -> Workload:
+def planned_finetuning(config: FinetuneConfig) -> PlannedRun:
     """What a fine-tuning run will need; the head, a thousandth of the model, is counted for AudioSet's classes."""
-    objective, model = config.objective, config.model
-    with torch.device("meta"):
-        classifier = AudioVisualClassifier(model, _CLASSES, pool_separate=objective.pool_separate)
-    parameters = parameter_count(classifier, trainable_only=False)
-    trainable = parameters
-    if objective.freeze_encoder:
-        trainable -= parameter_count(classifier.encoder, trainable_only=False)
-    tokens = model.num_audio_tokens * objective.audio + model.num_visual_tokens * objective.visual
-    passes = 2 if objective.pool_separate else 1
-    activations = activation_bytes(model, tokens, passes, _uses_bf16(config.train), decode=False)
-    if objective.freeze_encoder:
-        activations = 0
-    arch = model.architecture
-    block = arch.embed_dim * (4 * arch.embed_dim + 2 * int(arch.embed_dim * model.mlp_ratio))
-    forward = 2.0 * tokens * (arch.modality_depth + arch.joint_depth * passes) * block
-    flops = forward if objective.freeze_encoder else 3 * forward
-    output_dir = Path(config.output_dir)
-    return Workload(config.data, config.train, output_dir, parameters, trainable, flops, activations)
+    with FakeTensorMode():
+        separate = config.objective.pool_separate
+        classifier = AudioVisualClassifier(config.model, _CLASSES, pool_separate=separate)
+        objective = Classification(classifier, config.fbank, config.objective)
+    return _planned(config, objective)
 
 
-def check(run: Workload, cluster: Cluster) -> Report:
+def _planned(config: RunConfig, objective: Objective[Any]) -> PlannedRun:
+    parameters = parameter_count(objective, trainable_only=False), parameter_count(objective.model)
+    workload = objective.workload(_uses_bf16(config.train))
+    return PlannedRun(config.data, config.train, Path(config.output_dir), *parameters, workload)
+
+
+def check(run: PlannedRun, cluster: Cluster) -> Report:
     """All checks and estimates."""
     report = Report()
     clips = _check_data(run.data, run.train, report)
     micro_batch = _check_batch(run.train, cluster, report)
-    report.say("model", f"{run.parameters / 1e6:.1f} million parameters")
+    report.line("model", f"{run.parameters / 1e6:.1f} million parameters")
     _check_disk(run, report)
     if micro_batch:
         _check_memory(run, micro_batch, cluster, report)
@@ -168,16 +155,18 @@ def _check_data(data: DataConfig, train: TrainConfig, report: Report) -> int:
             index, table = store.open_index()
             store.check(index.shards)
         except (ShardError, OSError) as error:
-            report.object(f"data.{name}", str(error))
+            report.problem(f"data.{name}", str(error))
             continue
         hours, shards = index.duration_seconds / 3600, len(index.shards)
         size = f"{index.bytes / _GB:.1f} GB"
-        report.say(
+        report.line(
             f"data.{name}", f"{len(table)} clips, {hours:.1f} h, in {shards} shards of {size}; all there"
         )
         clips += len(table) if drawn else 0
     if clips and clips < train.parallel.global_batch_size:
-        report.object("data.train", f"{clips} clips are fewer than one global batch; lower global_batch_size")
+        report.problem(
+            "data.train", f"{clips} clips are fewer than one global batch; lower global_batch_size"
+        )
     return clips
 
 
@@ -187,15 +176,15 @@ def _check_batch(train: TrainConfig, cluster: Cluster, report: Report) -> int:
     try:
         micro_batch = parallel.micro_batch_size(cluster.world_size)
     except ValueError as error:
-        report.object("batch", str(error))
+        report.problem("batch", str(error))
         return 0
     nodes = f"{cluster.nodes} nodes × {cluster.processes} processes"
     parts = f"{micro_batch} clips × {parallel.accumulation_steps} micro-batches × {nodes}"
-    report.say("batch", f"{parallel.global_batch_size} = {parts}")
+    report.line("batch", f"{parallel.global_batch_size} = {parts}")
     return micro_batch
 
 
-def _check_disk(run: Workload, report: Report) -> None:
+def _check_disk(run: PlannedRun, report: Report) -> None:
     """Each checkpoint: float32 weights (DeepSpeed's and safetensors), Adam's moments, with ZeRO its own weights."""
     of_trained = 12 if run.train.parallel.zero_stage else 8
     one, folder = 8 * run.parameters + of_trained * run.trainable, run.output_dir.absolute()
@@ -204,13 +193,13 @@ def _check_disk(run: Workload, report: Report) -> None:
     free = shutil.disk_usage(folder).free
     text = f"{run.train.keep_checkpoints} + 1 checkpoints of {one / _GB:.2f} GB = {needed / _GB:.1f} GB"
     if needed > free:
-        report.object("disk", f"{text}, but only {free / _GB:.1f} GB are free in {folder}")
+        report.problem("disk", f"{text}, but only {free / _GB:.1f} GB are free in {folder}")
     else:
-        report.say("disk", f"{text}; {free / _GB:.0f} GB free in {folder}")
+        report.line("disk", f"{text}; {free / _GB:.0f} GB free in {folder}")
 
 
-def _check_memory(run: Workload, micro_batch: int, cluster: Cluster, report: Report) -> None:
-    activations, chosen = micro_batch * run.activations, run.train.parallel.zero_stage
+def _check_memory(run: PlannedRun, micro_batch: int, cluster: Cluster, report: Report) -> None:
+    activations, chosen = micro_batch * run.workload.activations, run.train.parallel.zero_stage
     for stage in (0, 1, 2):
         bf16 = _uses_bf16(run.train)
         state = state_bytes(run.parameters, run.trainable, cluster.world_size, stage, bf16)
@@ -219,21 +208,23 @@ def _check_memory(run: Workload, micro_batch: int, cluster: Cluster, report: Rep
         text = f"{total:.1f} GB for each process: {parts}"
         if stage == chosen and cluster.memory_gb and total > cluster.memory_gb:
             advice = "use more accumulation_steps, more GPUs, a higher zero_stage or activation_checkpointing"
-            report.object(f"ZeRO {stage}", f"{text}; more than a GPU's {cluster.memory_gb:.0f} GB: {advice}")
+            report.problem(f"ZeRO {stage}", f"{text}; more than a GPU's {cluster.memory_gb:.0f} GB: {advice}")
         else:
-            report.say(f"ZeRO {stage}", text + (" (this run)" if stage == chosen else ""))
+            report.line(f"ZeRO {stage}", text + (" (this run)" if stage == chosen else ""))
 
 
-def _estimate_cost(run: Workload, clips: int, cluster: Cluster, report: Report) -> None:
+def _estimate_cost(run: PlannedRun, clips: int, cluster: Cluster, report: Report) -> None:
     steps = run.train.total_steps(clips)
     samples = steps * run.train.parallel.global_batch_size
-    report.say("steps", f"{steps} steps, {samples / clips:.1f} epochs, {samples} clips")
-    report.say("FLOPs", f"{run.flops / 1e9:.1f} GFLOP a clip, {run.flops * samples:.3g} in all")
+    report.line("steps", f"{steps} steps, {samples / clips:.1f} epochs, {samples} clips")
+    report.line(
+        "FLOPs", f"{run.workload.flops / 1e9:.1f} GFLOP a clip, {run.workload.flops * samples:.3g} in all"
+    )
     if not cluster.tflops:
         return
-    gpu_hours = run.flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
+    gpu_hours = run.workload.flops * samples / (cluster.mfu * cluster.tflops * 1e12) / 3600
     hours, basis = gpu_hours / cluster.world_size, f"{cluster.mfu:.0%} of {cluster.tflops:.0f} TFLOP/s"
-    report.say("time", f"{hours:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up")
+    report.line("time", f"{hours:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -251,9 +242,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     own = parser.parse_args(given[:cut])
     script, *rest = given[cut + 1 :] or [""]
     if script == "main_pretrain.py":
-        run = pretraining_workload(parse_config(PretrainConfig, script, rest)[0])
+        run = planned_pretraining(parse_config(PretrainConfig, script, rest)[0])
     elif script == "main_finetune.py":
-        run = finetuning_workload(parse_config(FinetuneConfig, script, rest)[0])
+        run = planned_finetuning(parse_config(FinetuneConfig, script, rest)[0])
     else:
         parser.error("after '--' comes main_pretrain.py or main_finetune.py with its arguments")
     cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 from engine.training.runlog import logger
-from models import AudioVisualClassifier, AudioVisualEncoder, FbankConfig, ModelConfig
+from models import AudioVisualClassifier, Encoder, FbankConfig, ModelConfig
 from models.weights.errors import WeightsError
 from models.weights.initialize import InitReport, initialize
 from models.weights.sources import SourceWeights, read_weights
@@ -20,7 +21,7 @@ _INPUT_SIZES = ("image_size", "audio_length", "num_mel_bins")
 
 
 def load_encoder_weights(
-    path: str, encoder: AudioVisualEncoder, fbank: FbankConfig, allow: Sequence[str] = ()
+    path: str, encoder: Encoder[Any], fbank: FbankConfig, allow: Sequence[str] = ()
 ) -> InitReport:
     """Gives ``encoder`` the weights of ``path`` and logs what became of each.
 

@@ -19,15 +19,16 @@ from engine.evaluation.scores import summary_scores
 from engine.objectives.base import Objective
 from engine.objectives.classification import Classification
 from engine.parallel.world import World
+from engine.tasks.clips import training_clips
 from engine.tasks.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import (
     LabelledSet,
     check_held_out,
     check_training_labels,
+    clip_needs,
     held_out_loader,
     open_training_sets,
-    training_loader,
 )
 from engine.tasks.probe_head import fit_head
 from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
@@ -72,14 +73,15 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
     if world.is_main:
         keep_classes(run, train)
         save_config(run, config_yaml)
-        _say(config, world, objective, trainer, run)
+        log_plan(config, world, objective, trainer, run)
     world.barrier()
     if not trainer.fit():
         return False
     if config.evaluation_shards is not None:
         final = FinalEvaluation(config, train, world, run, trainer.total_steps)
         final(objective, "last")
-        mean = trainer.average.newest() if trainer.average is not None else None
+        average = weight_average(config, trainer.data.num_clips)
+        mean = average.newest() if average is not None else None
         mean = world.broadcast_object(mean)
         if mean is not None:
             objective.model.load_state_dict(load_weights(Path(str(mean))))
@@ -99,29 +101,32 @@ def build_trainer(
     Raises:
         ValueError: ``config.averaging`` asks for what this run can't give.
     """
-    run, parallel = Path(config.output_dir), config.train.parallel
+    parallel = config.train.parallel
     tables, weights = [train.table for train in sets], [part.weight for part in config.data.train_sets]
     order = training_order(tables, weights, config.sampling, config.seed, config.data.shuffle_window)
     places = len(order)
-    average = None
-    if config.averaging.first_epoch is not None:
-        average = WeightAverage(config.averaging, run, places / parallel.global_batch_size)
-    trainer = Trainer(
+    average = weight_average(config, places)
+    loader = partial(training_clips, config, world, clip_needs(config), sampling=config.sampling)
+    return Trainer(
         objective,
-        config.train,
-        config.optimizer,
-        config.schedule,
-        TrainingData(places, partial(training_loader, config, world), config.data.max_bad_fraction),
+        config,
+        TrainingData(places, loader, config.data.max_bad_fraction),
         world,
-        run,
         config_yaml,
-        evaluate=HeldOut(config, sets[0], world) if config.data.val and config.train.eval_interval else None,
+        evaluate=HeldOutScores(config, sets[0], world)
+        if config.data.val and config.train.evaluates
+        else None,
+        hooks=() if average is None else (average,),
         peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
-        average=average,
     )
-    if average is not None:
-        average.check(trainer.step, trainer.total_steps)
-    return trainer
+
+
+def weight_average(config: FinetuneConfig, places: int) -> WeightAverage | None:
+    """What keeps the mean of the weights, for ``places`` clips an epoch; None where there is to be none."""
+    if config.averaging.first_epoch is None:
+        return None
+    steps_per_epoch = places / config.train.parallel.global_batch_size
+    return WeightAverage(config.averaging, Path(config.output_dir), steps_per_epoch)
 
 
 def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
@@ -138,7 +143,7 @@ def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classifi
     )
     if not find_checkpoints(Path(config.output_dir)):
         if config.init is None:
-            logger.info("no init: the encoders are drawn from the seed")
+            logger.info("no init: the encoders are randomly initialised")
         elif config.init_head:
             load_classifier_weights(config.init, model, config.fbank, train.classes, config.init_allow)
         else:
@@ -197,9 +202,10 @@ def check_classes(run: Path, train: LabelledSet) -> None:
         )
 
 
-def _say(
+def log_plan(
     config: FinetuneConfig, world: World, objective: Classification, trainer: Trainer, run: Path
 ) -> None:
+    """Tells the log what is trained on what."""
     model = objective.model
     everything, trained = parameter_count(model, trainable_only=False), parameter_count(model)
     logger.info(
@@ -225,7 +231,7 @@ def frozen_parts(model: nn.Module) -> list[str]:
     return found
 
 
-class HeldOut:
+class HeldOutScores:
     """What is measured on ``data.val`` during training: with the middle frame and all modalities trained on.
 
     Args:

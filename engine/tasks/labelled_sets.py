@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,15 +12,15 @@ from torch import Tensor
 
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
-from datasets.loading.frames import all_frames, middle_frame, random_frame
+from datasets.loading.frames import EvenFrames, all_frames, middle_frame, random_frame
 from datasets.loading.joined import common_labels
-from datasets.loading.loader import ClipLoader, TrainShare, evaluation_loader, open_store, train_loader
-from datasets.loading.plan import SamplePlan
+from datasets.loading.loader import open_store
 from datasets.loading.sampling import class_counts, subset_rows
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.table import ClipTable
 from engine.objectives.classification import LossName
 from engine.parallel.world import World
+from engine.tasks.clips import held_out_clips
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.training.runlog import logger
 
@@ -167,6 +167,27 @@ class Relabelled:
         return labels.new_zeros(len(labels), self.num_classes).index_copy_(1, self.places, labels)
 
 
+def clip_needs(config: FinetuneConfig, *, every_frame: bool = False, probe: bool = False) -> ClipNeeds:
+    """What a fine-tuning run reads of a clip.
+
+    Args:
+        config: The run.
+        every_frame: In evaluation all stored frames instead of the middle one.
+        probe: Sound and frames, whatever the classifier uses.
+    """
+    audio, visual = (True, True) if probe else (config.objective.audio, config.objective.visual)
+    one_at_a_time = config.model.num_frames == 1
+    training, held_out = random_frame, all_frames if every_frame else middle_frame
+    several = EvenFrames(config.model.num_frames)
+    return ClipNeeds(
+        audio=audio,
+        train_frames=(training if one_at_a_time else several) if visual else None,
+        held_out_frames=(held_out if one_at_a_time else several) if visual else None,
+        image_size=config.model.image_size,
+        num_samples=config.fbank.num_samples,
+    )
+
+
 def held_out_loader(
     config: FinetuneConfig,
     train: LabelledSet,
@@ -184,49 +205,11 @@ def held_out_loader(
         train: The training set.
         location: The set to read.
         world: The processes.
-        every_frame: All stored frames instead of the middle one.
-        probe: Read sound and frames, whatever the classifier uses.
+        every_frame: As of `clip_needs`.
+        probe: As of `clip_needs`.
         chosen: The rows to read; None for all.
     """
     other = open_labelled(config, location)
-    audio, visual = (True, True) if probe else (config.objective.audio, config.objective.visual)
-    needs = ClipNeeds(
-        audio=audio,
-        held_out_frames=(all_frames if every_frame else middle_frame) if visual else None,
-        image_size=config.model.image_size,
-        num_samples=config.fbank.num_samples,
-    )
-    loader = evaluation_loader(
-        config.data,
-        location,
-        needs,
-        batch_size=config.evaluation.batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        whole_batches=True,
-        chosen=chosen,
-    )
+    needs = clip_needs(config, every_frame=every_frame, probe=probe)
+    loader = held_out_clips(config, world, needs, location, config.evaluation.batch_size, chosen)
     return Relabelled(loader, class_places(train, other), len(train.classes))
-
-
-def training_loader(
-    config: FinetuneConfig, world: World, step: int, skipped: Collection[int]
-) -> ClipLoader[SamplePlan]:
-    """This rank's micro-batches from ``step`` on."""
-    parallel = config.train.parallel
-    needs = ClipNeeds(
-        audio=config.objective.audio,
-        train_frames=random_frame if config.objective.visual else None,
-        image_size=config.model.image_size,
-        num_samples=config.fbank.num_samples,
-    )
-    share = TrainShare(
-        seed=config.seed,
-        global_batch_size=parallel.global_batch_size,
-        num_micro_batches=parallel.accumulation_steps,
-        rank=world.rank,
-        world_size=world.size,
-        start_step=step,
-        skipped_steps=sorted(skipped),
-    )
-    return train_loader(config.data, needs, share, config.sampling)

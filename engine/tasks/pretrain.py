@@ -1,23 +1,20 @@
-"""A pretraining run from its config: data, model, objective, trainer, and what is measured on held-out clips."""
+"""A pretraining run from its config: data, objective, trainer, and what is measured on held-out clips."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from datasets.batch import AVBatch
-from datasets.loading.loader import ClipLoader, ClipNeeds, TrainShare, evaluation_loader, train_loader
-from datasets.loading.plan import SamplePlan
 from engine.config import PretrainConfig, save_config
-from engine.evaluation.features import Features, embed_set, mean_pooled
+from engine.evaluation.features import Features, embed_set
 from engine.evaluation.probes import ProbeConfig, cross_validated_probe
-from engine.evaluation.reconstructions import reconstructions
-from engine.evaluation.retrieval import cross_modal_retrieval
-from engine.objectives.base import Objective
-from engine.objectives.cav_mae import CavMae
+from engine.objectives.base import PretrainingObjective
+from engine.objectives.registry import build_objective
 from engine.parallel.world import World
+from engine.tasks.clips import held_out_clips, training_clips
 from engine.training.checkpoint import find_checkpoints
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.runlog import RunLog, logger
@@ -26,7 +23,7 @@ from models import build_model, parameter_count
 from models.weights.initialize import initialize
 from models.weights.sources import read_weights
 
-#: Held-out clips in the pictures of reconstructions.
+#: Held-out clips in pictures.
 _PICTURED = 4
 #: Held-out clips to a batch: the same in every world, so that the scores are the same too.
 _HELD_OUT_BATCH = 32
@@ -45,37 +42,34 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     Returns:
         True when finished, False when stopped on request.
     """
-    run = Path(config.output_dir)
-    loader = training_loader(config, world)
+    run, parallel = Path(config.output_dir), config.train.parallel
+    objective = initial_objective(config)
+    loader = partial(training_clips, config, world, objective.needs())
     num_clips = len(loader(0, ()).plan.order)
-    objective = build_objective(config)
     trainer = Trainer(
         objective,
-        config.train,
-        config.optimizer,
-        config.schedule,
+        config,
         TrainingData(num_clips, loader, config.data.max_bad_fraction),
         world,
-        run,
         config_yaml,
-        evaluate=HeldOut(config, world) if config.data.val else None,
-        peak_flops=measured_peak_flops(world.device, config.train.parallel.uses_bf16(world.device)),
+        evaluate=HeldOutClips(config, objective, world) if config.data.val else None,
+        peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
     )
     # Not before the run is known to be this one's: another's config stays as it is.
     if world.is_main:
         save_config(run, config_yaml)
         millions = parameter_count(objective.model) / 1e6
         logger.info(
-            "%s, %.1f million parameters; %d clips, %d steps of %d; %d process(es) on %s; run %s",
-            config.model.name, millions, num_clips, trainer.total_steps, config.train.parallel.global_batch_size,
-            world.size, world.device.type, run,
+            "%s of %s, %.1f million parameters; %d clips, %d steps of %d; %d process(es) on %s; run %s",
+            config.objective.kind, config.model.name, millions, num_clips, trainer.total_steps,
+            parallel.global_batch_size, world.size, world.device.type, run,
         )  # fmt: skip
     world.barrier()
     return trainer.fit()
 
 
-def build_objective(config: PretrainConfig) -> CavMae:
-    """The objective with its initial weights: those of ``config.init``, or drawn from ``config.seed``.
+def initial_objective(config: PretrainConfig) -> PretrainingObjective[Any]:
+    """The objective with its initial weights: those of ``config.init``, or random ones from ``config.seed``.
 
     A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
     """
@@ -83,86 +77,52 @@ def build_objective(config: PretrainConfig) -> CavMae:
     model = build_model(config.model)
     if config.init is not None and not find_checkpoints(Path(config.output_dir)):
         logger.info("%s", initialize(model, read_weights(config.init), config.init_allow))
-    return CavMae(model, config.fbank, config.objective)
+    return build_objective(model, config.fbank, config.objective)
 
 
-def training_loader(
-    config: PretrainConfig, world: World
-) -> Callable[[int, Collection[int]], ClipLoader[SamplePlan]]:
-    """Makes the loader of this rank's micro-batches from a step on."""
-    parallel = config.train.parallel
-
-    def from_step(step: int, skipped: Collection[int]) -> ClipLoader[SamplePlan]:
-        share = TrainShare(
-            seed=config.seed,
-            global_batch_size=parallel.global_batch_size,
-            num_micro_batches=parallel.accumulation_steps,
-            rank=world.rank,
-            world_size=world.size,
-            start_step=step,
-            skipped_steps=sorted(skipped),
-        )
-        return train_loader(config.data, _needs(config), share)
-
-    return from_step
-
-
-def _needs(config: PretrainConfig) -> ClipNeeds:
-    return ClipNeeds(image_size=config.model.image_size, num_samples=config.fbank.num_samples)
-
-
-class HeldOut:
+class HeldOutClips:
     """What is measured and pictured on held-out clips during pretraining.
 
     Args:
         config: The run; ``data.val`` is set.
+        objective: What reads them.
         world: The processes.
     """
 
-    def __init__(self, config: PretrainConfig, world: World) -> None:
+    def __init__(self, config: PretrainConfig, objective: PretrainingObjective[Any], world: World) -> None:
         self._config, self._world = config, world
         assert config.data.val is not None
-        parallel = config.train.parallel
-        self._loader = evaluation_loader(
-            config.data,
-            config.data.val,
-            _needs(config),
-            batch_size=_HELD_OUT_BATCH,
-            rank=world.rank,
-            world_size=world.size,
-            whole_batches=True,
-        )
-        self._bf16 = parallel.uses_bf16(world.device)
+        self._loader = held_out_clips(config, world, objective.needs(), config.data.val, _HELD_OUT_BATCH)
+        self._bf16 = config.train.parallel.uses_bf16(world.device)
 
     @torch.no_grad()
-    def __call__(self, objective: Objective, step: int, log: RunLog) -> dict[str, float]:
-        """Retrieval in both directions, linear probes where there are labels; pictures of the first clips."""
-        assert isinstance(objective, CavMae)
-        batches = self._pictured(objective, step, log)
-        embed = mean_pooled(objective.model.encoder, objective.inputs)
-        features = embed_set(embed, batches, self._world, self._config.data.max_bad_fraction, self._bf16)
-        values = None if features is None else self._measure(features)
+    def __call__(self, objective: PretrainingObjective[Any], step: int, log: RunLog) -> dict[str, float]:
+        """What the objective measures, linear probes where there are labels; pictures of the first clips."""
+        if self._world.is_main:
+            self._picture(objective, step, log)
+        budget = self._config.data.max_bad_fraction
+        features = embed_set(objective.embed, self._loader, self._world, budget, self._bf16)
+        values = None if features is None else self._measure(objective, features)
         values = self._world.broadcast_object(values)
         assert isinstance(values, dict)
         return values
 
-    def _pictured(self, objective: CavMae, step: int, log: RunLog) -> Iterator[AVBatch]:
-        """The held-out batches; draws reconstructions of the first."""
-        wanted = self._world.is_main and objective.config.reconstruction_weight > 0
-        for batch in self._loader:
-            if wanted and len(batch):
-                first = batch.first(_PICTURED).to(self._world.device)
-                for name, picture in reconstructions(objective, first).items():
-                    log.image(f"reconstruction/{name}", picture, step)
-                wanted = False
-            yield batch
+    def _picture(self, objective: PretrainingObjective[Any], step: int, log: RunLog) -> None:
+        batch = next((batch for batch in self._loader if len(batch)), None)
+        if batch is None:
+            return
+        first = batch.first(_PICTURED).to(self._world.device)
+        with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16):
+            pictures = objective.pictures(first)
+        for name, picture in pictures.items():
+            log.image(name, picture, step)
 
     @staticmethod
-    def _measure(features: Features) -> dict[str, float]:
-        values = cross_modal_retrieval(features.streams["audio"], features.streams["visual"])
+    def _measure(objective: PretrainingObjective[Any], features: Features) -> dict[str, float]:
+        values = objective.measure(features)
         if features.labels is not None and features.labels.any() and len(features.ids) >= _LEAST_PROBED:
             chosen = torch.arange(0, len(features.ids), -(-len(features.ids) // _MOST_PROBED))
-            for stream, rows in features.streams.items():
+            for stream, rows in objective.probed(features).items():
                 found = cross_validated_probe(rows[chosen], features.labels[chosen], ProbeConfig())
                 values |= {f"linear_{stream}_{name}": value for name, value in found.items()}
         return {f"val/{name}": value for name, value in values.items()}

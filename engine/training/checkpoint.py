@@ -37,10 +37,12 @@ from torch import Tensor, nn
 from torch._weights_only_unpickler import UnpicklingError
 
 from datasets.atomic import fsync
+from engine.objectives.base import Objective
 from engine.parallel.restricted import tensors_only
 from engine.parallel.world import World
 from engine.training.integrity import STATE, digest_files, find_damage, read_sealed, write_sealed
 from engine.training.runlog import logger
+from engine.training.train_config import TrainConfig
 from models.weights.tensor_files import write_safetensors
 from models.weights.unpickle import refusal
 
@@ -65,6 +67,8 @@ class CheckpointState:
         torch: Version of torch.
         deepspeed: Version of DeepSpeed.
         files: Bytes and SHA-256 of each file; none in checkpoints of earlier versions, which are not checked.
+        objective: The objective's kind; empty in checkpoints from before there were kinds.
+        beside_model: The modules that the objective holds beside its model, such as ``teacher``.
     """
 
     step: int
@@ -73,6 +77,8 @@ class CheckpointState:
     torch: str
     deepspeed: str
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    objective: str = ""
+    beside_model: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,18 +174,23 @@ def _set_aside(path: Path) -> None:
 
 
 def save_checkpoint(
-    engine, model: nn.Module, run: Path, step: int, zero_stage: int, config_yaml: str, keep: int, world: World
+    engine: Any,
+    objective: Objective[Any],
+    run: Path,
+    step: int,
+    config: TrainConfig,
+    config_yaml: str,
+    world: World,
 ) -> Path:
     """Writes a checkpoint; every rank calls it.
 
     Args:
         engine: The DeepSpeed engine.
-        model: The module whose weights go into ``model.safetensors``.
+        objective: Its model's weights go into ``model.safetensors``.
         run: The run's folder.
         step: Steps taken.
-        zero_stage: DeepSpeed's ZeRO stage.
+        config: How many of the newest checkpoints stay, and DeepSpeed's ZeRO stage.
         config_yaml: The resolved config.
-        keep: How many of the newest checkpoints stay.
         world: The processes.
 
     Returns:
@@ -196,7 +207,7 @@ def save_checkpoint(
     world.barrier()
     engine.save_checkpoint(str(temporary), tag=_DEEPSPEED, save_latest=False)
     if world.is_main:
-        save_weights(model, temporary / "model.safetensors")
+        save_weights(objective.model, temporary / "model.safetensors")
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
     world.barrier()
     # On every node: one that vanishes later must not take along what it had yet to write.
@@ -204,14 +215,16 @@ def save_checkpoint(
     world.barrier()
     files = digest_files(temporary, world)
     if world.is_main:
-        state = CheckpointState(step, world.size, zero_stage, torch.__version__, deepspeed.__version__, files)
+        zero_stage, versions = config.parallel.zero_stage, (torch.__version__, deepspeed.__version__)
+        own = objective.kind, _beside_model(objective)
+        state = CheckpointState(step, world.size, zero_stage, *versions, files, *own)
         write_sealed(temporary / STATE, asdict(state))
         fsync(temporary / STATE)
         fsync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         fsync(folder)
-        for old in find_checkpoints(run)[:-keep]:
+        for old in find_checkpoints(run)[: -config.keep_checkpoints]:
             remove(old)
     world.barrier()
     return final
@@ -265,6 +278,29 @@ def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) ->
             "checkpoint"
         )
     return zero_stage > 0 and checkpoint.state.world_size != world_size
+
+
+def _beside_model(objective: Objective[Any]) -> tuple[str, ...]:
+    """Names of the objective's own modules with a state that is neither its model's nor a constant."""
+    return tuple(name for name, part in objective.named_children() if name != "model" and part.state_dict())
+
+
+def check_objective(checkpoint: Checkpoint, objective: Objective[Any]) -> None:
+    """Raises `CheckpointError` unless the checkpoint is of this very objective and model."""
+    state, expected = checkpoint.state, _beside_model(objective)
+    if state.objective and state.objective != objective.kind:
+        raise CheckpointError(
+            f"{checkpoint.path} is of the objective {state.objective}, this run is of {objective.kind}: set "
+            f"objective.kind back to resume, or start a new output_dir with init pointing at this checkpoint"
+        )
+    missing = [name for name in expected if name not in state.beside_model]
+    if missing:
+        raise CheckpointError(
+            f"{checkpoint.path} has no {', '.join(missing)}, which the objective {objective.kind} trains with: it was "
+            f"written with other settings of the objective. Restore these, or start a new output_dir with init "
+            f"pointing at this checkpoint"
+        )
+    check_model(checkpoint, objective.model)
 
 
 def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:

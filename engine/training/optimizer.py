@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -22,15 +22,15 @@ class OptimizerConfig:
         betas: Adam's two decay rates.
         eps: Adam's ε.
         weight_decay: On matrices only; norms, biases and embeddings have none.
-        decoupled: True is AdamW; False is Adam with L2 regularisation, as published CAV-MAE has it.
+        kind: ``adamw``, or ``adam`` with L2 regularisation in place of decoupled decay, as published CAV-MAE has it.
         clip_grad: Greatest norm of the whole gradient; None leaves it as it is.
     """
 
+    kind: Literal["adamw", "adam"] = "adamw"
     lr: float = 1e-4
     betas: tuple[float, float] = (0.95, 0.999)
     eps: float = 1e-8
     weight_decay: float = 5e-7
-    decoupled: bool = True
     clip_grad: float | None = None
 
     def __post_init__(self) -> None:
@@ -38,6 +38,9 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.lr is {self.lr}: it must be above 0")
         if self.clip_grad is not None and self.clip_grad <= 0:
             raise ValueError(f"optimizer.clip_grad is {self.clip_grad}: it must be above 0, or null for none")
+
+
+_KINDS = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}
 
 
 def build_optimizer(
@@ -64,9 +67,10 @@ def build_optimizer(
         weight_decay = config.weight_decay if decays else 0.0
         settings = {"params": [], "weight_decay": weight_decay, "name": group, "lr_scale": scale}
         groups.setdefault(group, settings)["params"].append(parameter)
-    kind = torch.optim.AdamW if config.decoupled else torch.optim.Adam
     fused = torch.cuda.is_available() or None
-    return kind(list(groups.values()), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return _KINDS[config.kind](
+        list(groups.values()), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+    )
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:

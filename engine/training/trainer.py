@@ -7,42 +7,32 @@ the last one, so all know alike whether a loss or gradient was non-finite, and i
 from __future__ import annotations
 
 import json
-import shutil
+import math
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
 from datasets.atomic import write_atomically
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from engine.objectives.base import Objective
-from engine.parallel.deepspeed_engine import (
-    ParallelConfig,
-    build_engine,
-    forget_universal,
-    partition_gradients,
-)
+from engine.parallel.deepspeed_engine import partition_gradients
 from engine.parallel.world import World
-from engine.training.checkpoint import (
-    Checkpoint,
-    changed_settings,
-    check_model,
-    clear_leftovers,
-    find_checkpoints,
-    load_checkpoint,
-    make_universal,
-    needs_universal,
-    save_checkpoint,
-    weights_are_finite,
-)
+from engine.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, weights_are_finite
+from engine.training.hooks import Hook
 from engine.training.metrics import MetricBuffer, mean_metrics
-from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients, set_lr
+from engine.training.optimizer import clip_gradients, set_lr
+from engine.training.resume import resume
 from engine.training.runlog import RunLog, logger
-from engine.training.schedule import ScheduleConfig, lr_factor
+from engine.training.schedule import lr_factor
 from engine.training.stop import StopRequest
-from engine.training.weight_average import WeightAverage
+from engine.training.throughput import Throughput
+
+if TYPE_CHECKING:
+    from engine.config import RunConfig
 
 #: How often a run may go back to a checkpoint because of non-finite numbers before it gives up.
 MAX_ROLLBACKS = 3
@@ -53,51 +43,12 @@ class TrainingError(RuntimeError):
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """The course of a run.
-
-    Attributes:
-        epochs: Passes over the training clips (may be a fraction); ``steps`` overrides it.
-        steps: Optimizer steps in all.
-        log_interval: Steps between looks at the metrics.
-        eval_interval: Steps between evaluations on held-out clips, 0 for none. One also comes before the first step
-            and one after the last.
-        checkpoint_interval: Steps between checkpoints. There is one before the first step and one after the last.
-        keep_checkpoints: How many of the newest checkpoints stay.
-        parallel: Batch, precision and how DeepSpeed divides the work.
-    """
-
-    epochs: float = 25.0
-    steps: int | None = None
-    log_interval: int = 20
-    eval_interval: int = 0
-    checkpoint_interval: int = 1000
-    keep_checkpoints: int = 2
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
-
-    def __post_init__(self) -> None:
-        for name in ("log_interval", "checkpoint_interval", "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} is {getattr(self, name)}: it must be at least 1")
-        if self.eval_interval < 0:
-            raise ValueError(f"train.eval_interval is {self.eval_interval}: it must be 0 or more")
-        if self.epochs <= 0 or (self.steps is not None and self.steps < 1):
-            raise ValueError("train.epochs and train.steps must be above 0")
-
-    def total_steps(self, num_clips: int) -> int:
-        """Optimizer steps for a training set of ``num_clips``."""
-        if self.steps is not None:
-            return self.steps
-        return max(1, int(self.epochs * num_clips / self.parallel.global_batch_size))
-
-
-@dataclass(frozen=True)
 class TrainingData:
     """What the trainer reads from.
 
     Attributes:
         num_clips: Clips in the training set.
-        loader: From a step on and without the steps that are passed over, micro-batches of this rank,
+        loader: From a step on and without the steps that are skipped, micro-batches of this rank,
             ``accumulation_steps`` of them a step, without end.
         max_bad_fraction: Share of clips that may be unreadable before the run stops.
     """
@@ -108,7 +59,7 @@ class TrainingData:
 
 
 #: Evaluates the objective after a step and returns named scalars; every rank calls it.
-Evaluate = Callable[[Objective, int, RunLog], dict[str, float]]
+Evaluate = Callable[[Any, int, RunLog], dict[str, float]]
 
 
 class Trainer:
@@ -116,51 +67,46 @@ class Trainer:
 
     Args:
         objective: On the CPU, with its initial weights.
-        config: The course of the run.
-        optimizer: Adam's settings.
-        schedule: The learning rate's.
+        config: The run; its ``train``, ``optimizer``, ``schedule`` and ``output_dir`` are used.
         data: The training clips.
         world: The processes.
-        run: The run's folder.
         config_yaml: The resolved config, kept beside every checkpoint.
         evaluate: Held-out evaluation, or None.
+        hooks: What else is done after some steps.
         peak_flops: What one device could do in FLOP/s, for the utilisation; None leaves it out.
-        average: Keeps the mean of the weights over epochs, or None.
     """
 
     def __init__(
         self,
-        objective: Objective,
-        config: TrainConfig,
-        optimizer: OptimizerConfig,
-        schedule: ScheduleConfig,
+        objective: Objective[Any],
+        config: RunConfig,
         data: TrainingData,
         world: World,
-        run: Path,
         config_yaml: str,
         evaluate: Evaluate | None = None,
+        hooks: Sequence[Hook] = (),
         peak_flops: float | None = None,
-        average: WeightAverage | None = None,
     ) -> None:
-        self.average = average
-        self.config, self.schedule, self.data, self.world, self.run = config, schedule, data, world, run
-        self.optimizer_config, self.evaluate, self.config_yaml = optimizer, evaluate, config_yaml
-        self.peak_flops = peak_flops
-        self.total_steps = config.total_steps(data.num_clips)
+        self.config, self.optimizer, self.schedule = config.train, config.optimizer, config.schedule
+        self.run, self.config_yaml = Path(config.output_dir), config_yaml
+        self.data, self.world, self.evaluate, self.hooks = data, world, evaluate, hooks
+        self.total_steps = self.config.total_steps(data.num_clips)
         self.objective = objective.to(world.device)
-        if config.parallel.compile:
+        if self.config.parallel.compile:
             objective.model.compile()
-        self.step = 0
-        model = objective.model
-        self._resume(build_optimizer(optimizer, model, objective.no_weight_decay(), objective.lr_groups()))
+        self.engine, self.step = resume(objective, config, world, config_yaml)
+        for hook in hooks:
+            hook.check(self.step, self.total_steps)
         self.skipped: set[int] = self._read_skipped()
-        self.log = RunLog(run if world.is_main else None, self.step, self.total_steps)
+        self.log = RunLog(self.run if world.is_main else None, self.step, self.total_steps)
         self.stop = StopRequest(world)
-        self._metrics = MetricBuffer(config.log_interval, world.device)
+        self._metrics = MetricBuffer(self.config.log_interval, world.device)
         self._ids: dict[int, list[str]] = {}
         self._failures: list[ReadFailure] = []
         self._budget = FailureBudget(data.max_bad_fraction)
-        self._waited, self._interval_started, self._interval_samples = 0.0, time.perf_counter(), 0
+        flops = objective.workload(self.config.parallel.uses_bf16(world.device)).flops
+        self._throughput = Throughput(flops, peak_flops, world.size)
+        self._last_evaluated = self._last_saved = time.monotonic()
 
     def fit(self) -> bool:
         """Trains to the last step.
@@ -191,43 +137,55 @@ class Trainer:
         batches = self._batches()
         while self.step < self.total_steps:
             self._train_step(batches)
-            config, last = self.config, self.step == self.total_steps
-            evaluate = last or (config.eval_interval and self.step % config.eval_interval == 0)
-            save = last or self.step % config.checkpoint_interval == 0
-            stop = self.stop.agreed() and not last
-            average = self.average is not None and self.average.due(self.step)
-            if self.step % config.log_interval == 0 or evaluate or save or stop or average:
+            due = self._due()
+            if due.anything:
                 bad_step = self._report()
                 if bad_step is not None:
                     self._go_back(bad_step)
                     batches = self._batches()
                     continue
-            if evaluate:
+            if due.evaluation:
                 self._evaluate()
-            if average and self.average is not None and self.world.is_main:
-                # Before the checkpoint: a run resumed from it does not take this step again.
-                self.average.update(self.objective.model, self.step)
-            if save or stop:
+            for hook in due.hooks:
+                if self.world.is_main:
+                    hook.update(self.objective.model, self.step)
+            if due.checkpoint or due.stop:
                 self._save()
-            if stop:
+            if due.stop:
                 logger.info(
                     "stopped on request after step %d; run the same command again to go on", self.step
                 )
                 return False
         return True
 
+    def _due(self) -> Due:
+        """What follows the step just taken; the same on every rank."""
+        config, last = self.config, self.step == self.total_steps
+        log = self.step % config.log_interval == 0
+        evaluation = last or _every(config.eval_interval, self.step)
+        checkpoint = last or _every(config.checkpoint_interval, self.step)
+        if log and (config.eval_minutes or config.checkpoint_minutes):
+            late = (
+                _late(self._last_evaluated, config.eval_minutes),
+                _late(self._last_saved, config.checkpoint_minutes),
+            )
+            for_evaluation, for_checkpoint = cast(tuple[bool, bool], self.world.broadcast_object(late))
+            evaluation, checkpoint = evaluation or for_evaluation, checkpoint or for_checkpoint
+        hooks = [hook for hook in self.hooks if hook.due(self.step)]
+        return Due(log, evaluation, checkpoint, self.stop.agreed() and not last, hooks)
+
     def _batches(self) -> Iterator[AVBatch]:
-        self._interval_started, self._waited, self._interval_samples = time.perf_counter(), 0.0, 0
+        self._throughput.restart()
         return iter(self.data.loader(self.step, self.skipped))
 
     def _train_step(self, batches: Iterator[AVBatch]) -> None:
-        """One optimizer step. The step's number is its batch's number, so a batch passed over is a step passed over."""
+        """One optimizer step. The step's number is its batch's number, so a skipped batch is a skipped step."""
         if self.step in self.skipped:
             self.step += 1
             return
         started = time.perf_counter()
         micro_batches = [next(batches) for _ in range(self.config.parallel.accumulation_steps)]
-        self._waited += time.perf_counter() - started
+        self._throughput.count(self.config.parallel.global_batch_size, time.perf_counter() - started)
         for batch in micro_batches:
             self._failures += batch.failures
             self._budget.seen += len(batch) * self.world.size
@@ -243,28 +201,26 @@ class Trainer:
         metrics["grad_norm"] = self._clip()
         self.engine.step()
         self.step += 1
+        self.objective.after_step(self.step, self.total_steps)
         self._rates = rates
-        self._interval_samples += self.config.parallel.global_batch_size
         self._ids[self.step] = [name for batch in micro_batches for name in batch.ids]
         self._metrics.append(self.step, metrics)
 
     def _clip(self) -> torch.Tensor:
         stage = self.config.parallel.zero_stage
         gradients = partition_gradients(self.engine, stage)
-        return clip_gradients(gradients, self.optimizer_config.clip_grad, partitioned=stage > 0)
+        return clip_gradients(gradients, self.optimizer.clip_grad, partitioned=stage > 0)
 
     def _lr(self) -> float:
         steps_per_epoch = self.data.num_clips / self.config.parallel.global_batch_size
-        return self.optimizer_config.lr * lr_factor(
-            self.schedule, self.step, self.total_steps, steps_per_epoch
-        )
+        return self.optimizer.lr * lr_factor(self.schedule, self.step, self.total_steps, steps_per_epoch)
 
     def _report(self) -> int | None:
         """Looks at the steps since the last look; returns the first with non-finite numbers, if any."""
         table = self._metrics.drain(self.world)
         self._count_failures()
         for step, values in table.items():
-            if not all(map(_finite, values.values())):
+            if not all(map(math.isfinite, values.values())):
                 return step
         self._ids.clear()
         if table:
@@ -273,22 +229,15 @@ class Trainer:
             values |= self._speed()
             self.log.metrics(self.step, values)
             self.log.progress(self.step, values)
-        self._interval_started, self._waited, self._interval_samples = time.perf_counter(), 0.0, 0
+        self._throughput.restart()
         return None
 
     def _speed(self) -> dict[str, float]:
-        elapsed = time.perf_counter() - self._interval_started
-        rate = self._interval_samples / elapsed
-        values = {
+        values = {f"train/{name}": value for name, value in self._throughput.values().items()}
+        return values | {
             "train/epoch": self.step * self.config.parallel.global_batch_size / self.data.num_clips,
-            "train/samples_per_second": rate,
-            "train/data_wait_share": self._waited / elapsed,
             "train/unreadable_clips": float(self._budget.failed),
         }
-        if self.peak_flops:
-            flops = rate / self.world.size * self.objective.flops_per_sample()
-            values["train/mfu"] = flops / self.peak_flops
-        return values
 
     def _count_failures(self) -> None:
         """Shares the unreadable clips of all ranks, names the new ones, stops the run where they are too many."""
@@ -302,17 +251,17 @@ class Trainer:
         self._budget.check()
 
     def _go_back(self, bad_step: int) -> None:
-        """Returns to the newest checkpoint and passes over the batch whose numbers were not finite."""
+        """Returns to the newest checkpoint and skips the batch whose numbers were not finite."""
         ids = [name for part in self.world.gather_objects(self._ids.get(bad_step, [])) for name in part]
         self.skipped.add(bad_step - 1)
         if len(self.skipped) > MAX_ROLLBACKS:
             raise TrainingError(
-                f"loss or gradient was not finite in step {bad_step}, after {MAX_ROLLBACKS} such steps were passed "
-                f"over already. Lower optimizer.lr or set optimizer.clip_grad. Clips: {', '.join(ids)}"
+                f"loss or gradient was not finite in step {bad_step}, after {MAX_ROLLBACKS} such steps were skipped "
+                f"already. Lower optimizer.lr or set optimizer.clip_grad. Clips: {', '.join(ids)}"
             )
         checkpoint = find_checkpoints(self.run)[-1]
         logger.error(
-            "loss or gradient not finite in step %d; going back to step %d and passing that batch over. Clips: %s",
+            "loss or gradient not finite in step %d; going back to step %d and skipping that batch. Clips: %s",
             bad_step, checkpoint.state.step, ", ".join(ids),
         )  # fmt: skip
         if self.world.is_main:
@@ -322,7 +271,7 @@ class Trainer:
         self.step = checkpoint.state.step
 
     def _evaluate(self) -> None:
-        if self.evaluate is None or not self.config.eval_interval:
+        if self.evaluate is None or not self.config.evaluates:
             return
         self.objective.eval()
         values = self.evaluate(self.objective, self.step, self.log)
@@ -332,58 +281,49 @@ class Trainer:
             logger.info(
                 "step %d  %s", self.step, "  ".join(f"{name} {value:.4g}" for name, value in values.items())
             )
-        self._interval_started, self._waited, self._interval_samples = time.perf_counter(), 0.0, 0
+        self._last_evaluated = time.monotonic()
+        self._throughput.restart()
 
     def _save(self) -> None:
         if not weights_are_finite(self.objective.model):
             raise TrainingError(f"weights are not finite at step {self.step}: no checkpoint is written")
-        config = self.config
         save_checkpoint(
-            self.engine, self.objective.model, self.run, self.step, config.parallel.zero_stage,
-            self.config_yaml, config.keep_checkpoints, self.world,
-        )  # fmt: skip
-
-    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
-        """Builds the engine and loads the newest complete checkpoint of the run, if there is one."""
-        checkpoint = self._newest()
-        if checkpoint is not None:
-            check_model(checkpoint, self.objective.model)
-        stage = self.config.parallel.zero_stage
-        convert = checkpoint is not None and needs_universal(checkpoint, self.world.size, stage)
-        universal = self._converted(checkpoint) if checkpoint is not None and convert else None
-        self.engine = build_engine(self.objective, optimizer, self.config.parallel, self.world, convert)
-        if checkpoint is None:
-            return
-        load_checkpoint(self.engine, checkpoint, universal)
-        if universal is not None:
-            self.world.barrier()
-            if self.world.is_main:
-                shutil.rmtree(universal)
-        forget_universal(self.engine)
-        self.step = checkpoint.state.step
-        if self.world.is_main:
-            logger.info("resuming at step %d from %s", self.step, checkpoint.path)
-            for change in changed_settings(checkpoint, self.config_yaml):
-                logger.warning("changed since that checkpoint: %s", change)
-
-    def _converted(self, checkpoint: Checkpoint) -> Path:
-        """A copy of the checkpoint's state for this world size, the same folder on every rank."""
-        made = self.world.broadcast_object(make_universal(checkpoint) if self.world.is_main else None)
-        assert isinstance(made, Path)
-        return made
-
-    def _newest(self) -> Checkpoint | None:
-        if self.world.is_main:
-            clear_leftovers(self.run)
-        checkpoints = find_checkpoints(self.run) if self.world.is_main else []
-        chosen = self.world.broadcast_object(checkpoints[-1] if checkpoints else None)
-        assert chosen is None or isinstance(chosen, Checkpoint)
-        return chosen
+            self.engine, self.objective, self.run, self.step, self.config, self.config_yaml, self.world
+        )
+        self._last_saved = time.monotonic()
 
     def _read_skipped(self) -> set[int]:
         path = self.run / "skipped_steps.json"
         return set(json.loads(path.read_text())) if path.is_file() else set()
 
 
-def _finite(value: float) -> bool:
-    return value - value == 0
+@dataclass(frozen=True)
+class Due:
+    """What follows a step.
+
+    Attributes:
+        log: A look at the metrics.
+        evaluation: Held-out evaluation.
+        checkpoint: A checkpoint.
+        stop: The end, on request.
+        hooks: Whatever else.
+    """
+
+    log: bool
+    evaluation: bool
+    checkpoint: bool
+    stop: bool
+    hooks: Sequence[Hook]
+
+    @property
+    def anything(self) -> bool:
+        """Whether the metrics must be looked at."""
+        return bool(self.log or self.evaluation or self.checkpoint or self.stop or self.hooks)
+
+
+def _every(interval: int, step: int) -> bool:
+    return bool(interval) and step % interval == 0
+
+
+def _late(since: float, minutes: float | None) -> bool:
+    return minutes is not None and time.monotonic() - since >= 60 * minutes

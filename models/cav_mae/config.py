@@ -1,52 +1,11 @@
-"""What a model is: sizes, masks and presets, checked before anything is built."""
+"""CAV-MAE's sizes and presets, checked before anything is built."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, replace
-from enum import StrEnum
 
-
-class MaskStrategy(StrEnum):
-    """Which tokens of the spectrogram are removed together.
-
-    ``random`` removes single patches, ``time`` whole columns (all mel bins of some moments), ``frequency``
-    whole rows (some mel bins at all times) and ``time_frequency`` both. Section 4.3 of CAV-MAE (arXiv
-    2210.07839) compares them.
-    """
-
-    random = "random"
-    time = "time"
-    frequency = "frequency"
-    time_frequency = "time_frequency"
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """How much of each modality is removed.
-
-    Attributes:
-        audio_ratio: Share of the audio tokens removed, in [0, 1).
-        visual_ratio: Share of the visual tokens removed, in [0, 1).
-        audio_strategy: Which audio tokens go together. Visual tokens are always removed at random.
-    """
-
-    audio_ratio: float = 0.75
-    visual_ratio: float = 0.75
-    audio_strategy: MaskStrategy = MaskStrategy.random
-
-    def __post_init__(self) -> None:
-        for name in ("audio_ratio", "visual_ratio"):
-            value = getattr(self, name)
-            if not 0 <= value < 1:
-                raise ValueError(
-                    f"mask.{name} is {value}; it is the share of tokens removed and must lie in [0, 1)"
-                )
-        if self.audio_strategy not in set(MaskStrategy):
-            known = ", ".join(MaskStrategy)
-            raise ValueError(f"mask.audio_strategy is {self.audio_strategy!r}; it must be one of {known}")
-        object.__setattr__(self, "audio_strategy", MaskStrategy(self.audio_strategy))
+from models.config import ModelConfig, unknown_name
+from models.layers.masking import MaskConfig, num_kept
 
 
 @dataclass(frozen=True)
@@ -77,18 +36,15 @@ PRESETS = {
     "cav_mae_small": Architecture(384, 6, 11, 1, 256, 4, 8),
     "cav_mae_base": Architecture(768, 12, 11, 1, 512, 8, 16),
 }
-
-
-def unknown_name(what: str, name: str, known: Iterable[str]) -> ValueError:
-    """The error for a misspelt name: says what it is and which known names are nearest."""
-    known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(known)}"
-    return ValueError(f"unknown {what} {name!r}; {hint}")
+PURPOSES = {
+    "cav_mae_tiny": "for trying things on a laptop: width 192, 3 + 1 blocks, decoder 2 blocks of 128",
+    "cav_mae_small": "ViT-S: width 384, 11 + 1 blocks, decoder 4 blocks of 256",
+    "cav_mae_base": "ViT-B, the published CAV-MAE: width 768, 11 + 1 blocks, decoder 8 blocks of 512",
+}
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class CavMaeModelConfig(ModelConfig):
     """A model by name, with its input's size; every width and depth of the preset can be overridden.
 
     Attributes:
@@ -113,9 +69,6 @@ class ModelConfig:
     """
 
     name: str = "cav_mae_base"
-    image_size: int = 224
-    audio_length: int = 1024
-    num_mel_bins: int = 128
     patch_size: int = 16
     embed_dim: int | None = None
     num_heads: int | None = None
@@ -145,6 +98,29 @@ class ModelConfig:
         )
 
     @property
+    def encoder_width(self) -> int:
+        """See `ModelConfig.encoder_width`."""
+        return self.architecture.embed_dim
+
+    @property
+    def encoder_heads(self) -> int:
+        """See `ModelConfig.encoder_heads`."""
+        return self.architecture.num_heads
+
+    @property
+    def summary(self) -> str:
+        """See `ModelConfig.summary`."""
+        arch = self.architecture
+        return (
+            f"{super().summary}, {arch.modality_depth} blocks for each modality and {arch.joint_depth} joint"
+        )
+
+    @property
+    def audio_patch_length(self) -> int:
+        """See `ModelConfig.audio_patch_length`."""
+        return self.patch_size
+
+    @property
     def audio_grid(self) -> tuple[int, int]:
         """Rows (frequency) and columns (time) of audio patches."""
         return self.num_mel_bins // self.patch_size, self.audio_length // self.patch_size
@@ -167,12 +143,12 @@ class ModelConfig:
     @property
     def num_kept_audio(self) -> int:
         """Ka, the audio tokens left by the mask."""
-        return int(self.num_audio_tokens * (1 - self.mask.audio_ratio))
+        return num_kept(self.num_audio_tokens, self.mask.audio_ratio)
 
     @property
     def num_kept_visual(self) -> int:
         """Kv, the visual tokens left by the mask."""
-        return int(self.num_visual_tokens * (1 - self.mask.visual_ratio))
+        return num_kept(self.num_visual_tokens, self.mask.visual_ratio)
 
     def _check_sizes(self) -> None:
         if self.patch_size < 1:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.cav_mae.config import ModelConfig
-from models.cav_mae.encoder import init_weights, run_block
-from models.layers.blocks import Block
+from models.cav_mae.config import CavMaeModelConfig
+from models.layers.blocks import Block, init_weights, run_block
 from models.layers.position import sincos_2d
 
 
@@ -21,7 +20,7 @@ class AudioVisualDecoder(nn.Module):
     pos_embed_audio: Tensor
     pos_embed_visual: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CavMaeModelConfig) -> None:
         super().__init__()
         arch = config.architecture
         dim = arch.decoder_embed_dim

@@ -2,41 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Protocol, TypeVar, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from models.cav_mae.config import ModelConfig
-from models.layers.blocks import Block, JointBlock, StreamNorm, Streams
+from models.cav_mae.config import CavMaeModelConfig
+from models.cav_mae.workload import activation_bytes, encoder_flops
+from models.encoders import Embeddings, Encoder
+from models.layers.blocks import Block, JointBlock, StreamNorm, Streams, init_weights, run_block
+from models.layers.masking import gather_tokens
 from models.layers.patches import patchify_audio, patchify_visual
 from models.layers.position import sincos_2d
-
-T = TypeVar("T")
-
-
-def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
-    """Rows of each sample: (B, L, D) and ids (B, K) -> (B, K, D)."""
-    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
-
-
-def run_block(block: Callable[[T], T], x: T, recompute: bool) -> T:
-    """One block, its activations recomputed in the backward pass if asked for."""
-    if recompute and torch.is_grad_enabled():
-        return cast(T, checkpoint(block, x, use_reentrant=False))
-    return block(x)
-
-
-def init_weights(module: nn.Module) -> None:
-    """The published initialisation: Xavier-uniform linear layers, norms of 1 and 0. For ``Module.apply``."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        nn.init.zeros_(module.bias)
-    elif isinstance(module, nn.LayerNorm):
-        nn.init.ones_(module.weight)
-        nn.init.zeros_(module.bias)
 
 
 class TowerArchitecture(Protocol):
@@ -116,7 +93,7 @@ class ModalityEncoder(nn.Module):
         return x
 
 
-class AudioVisualEncoder(nn.Module):
+class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
     """Joint audio-visual encoder of CAV-MAE (arXiv 2210.07839, figure 1).
 
     Each modality has an embedding and blocks of its own. The joint blocks then see three streams, each with
@@ -126,7 +103,7 @@ class AudioVisualEncoder(nn.Module):
         config: Sizes of model and input.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CavMaeModelConfig) -> None:
         super().__init__()
         arch = config.architecture
         self.config = config
@@ -191,9 +168,78 @@ class AudioVisualEncoder(nn.Module):
             streams = run_block(block, streams, self.config.activation_checkpointing)
         return self.norm(streams)
 
+    @property
+    def feature_dim(self) -> int:
+        """See `Encoder.feature_dim`."""
+        return self.config.architecture.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        """See `Encoder.num_layers`."""
+        return self.config.architecture.modality_depth + self.config.architecture.joint_depth
+
+    def embed(
+        self, fbank: Tensor | None, frames: Tensor | None, audio_columns: int | None = None
+    ) -> Embeddings:
+        """See `Encoder.embed`: the means of the three streams over their tokens."""
+        keep_audio = None if fbank is None else self._first_columns(audio_columns, fbank)
+        both = fbank is not None and frames is not None
+        found = self(fbank, _single_frame(frames), keep_audio, joint=both)
+        return Embeddings(pool(found.audio), pool(found.visual), pool(found.joint))
+
+    def features(
+        self,
+        fbank: Tensor | None,
+        frames: Tensor | None,
+        *,
+        trained_on_both: bool = True,
+        pool_separate: bool = False,
+    ) -> Tensor:
+        """See `Encoder.features`.
+
+        With both modalities the joint stream is pooled (with ``pool_separate`` all three). With one, a model
+        trained on both averages the pooled joint stream (of that modality's tokens) and the pooled stream of the
+        modality alone; a model trained on this modality only uses the latter.
+        """
+        both = fbank is not None and frames is not None
+        separate = pool_separate or not both
+        streams = self(fbank, _single_frame(frames), joint=both or trained_on_both, separate=separate)
+        present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
+        return torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
+
+    def depth_of(self, name: str) -> int:
+        """See `Encoder.depth_of`."""
+        words = name.split(".")
+        if "blocks" in words:
+            return 1 + int(words[words.index("blocks") + 1])
+        if "joint_blocks" in words:
+            return 1 + self.config.architecture.modality_depth + int(words[words.index("joint_blocks") + 1])
+        return 0 if words[0] in ("audio", "visual") else self.num_layers + 1
+
+    def feature_flops(self, audio: bool, visual: bool, pool_separate: bool = False) -> float:
+        """See `Encoder.feature_flops`."""
+        audio_tokens, visual_tokens = (
+            self.config.num_audio_tokens * audio,
+            self.config.num_visual_tokens * visual,
+        )
+        return encoder_flops(self.config, audio_tokens, visual_tokens, 2 if pool_separate else 1)
+
+    def feature_activations(self, audio: bool, visual: bool, bf16: bool, pool_separate: bool = False) -> int:
+        """See `Encoder.feature_activations`."""
+        tokens = self.config.num_audio_tokens * audio + self.config.num_visual_tokens * visual
+        return activation_bytes(self.config, tokens, 2 if pool_separate else 1, bf16, decode=False)
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""
         return {"audio.modality_embed", "visual.modality_embed"}
+
+    def _first_columns(self, count: int | None, fbank: Tensor) -> Tensor | None:
+        """(B, K) ids of the audio tokens in the first ``count`` columns; None for all."""
+        rows, columns = self.config.audio_grid
+        if count is None or count == columns:
+            return None
+        ids = torch.arange(rows * columns, device=fbank.device).reshape(rows, columns)[:, :count]
+        return ids.flatten().expand(len(fbank), -1)
 
     @staticmethod
     def _check(x: Tensor, size: tuple[int, ...], name: str, settings: str) -> None:
@@ -201,3 +247,13 @@ class AudioVisualEncoder(nn.Module):
             raise ValueError(
                 f"{name} has shape {tuple(x.shape)}; the model's ({settings}) make it (B, {size})"
             )
+
+
+def pool(x: Tensor | None) -> Tensor | None:
+    """The mean over tokens in float32: (B, L, D) -> (B, D)."""
+    return None if x is None else x.float().mean(dim=1)
+
+
+def _single_frame(frames: Tensor | None) -> Tensor | None:
+    """(B, 1, 3, H, W) or (B, 3, H, W) -> (B, 3, H, W)."""
+    return frames if frames is None or frames.ndim == 4 else frames.squeeze(1)

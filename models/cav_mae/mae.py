@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from models.cav_mae.config import ModelConfig
+from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.decoder import AudioVisualDecoder
-from models.cav_mae.encoder import AudioVisualEncoder
+from models.cav_mae.encoder import AudioVisualEncoder, pool
 from models.layers.blocks import Streams
 from models.layers.masking import Masker
 from models.layers.patches import patchify_audio, patchify_visual, unpatchify_audio, unpatchify_visual
@@ -37,11 +37,6 @@ class MAEOutput:
     embed_visual: Tensor | None = None
 
 
-def pool(x: Tensor | None) -> Tensor | None:
-    """The mean over tokens in float32: (B, L, D) -> (B, D)."""
-    return None if x is None else x.float().mean(dim=1)
-
-
 class AudioVisualMAE(nn.Module):
     """CAV-MAE. Losses are the caller's: `models.losses` on what ``forward`` returns.
 
@@ -49,7 +44,7 @@ class AudioVisualMAE(nn.Module):
         config: Sizes of model and input, and the masks.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: CavMaeModelConfig) -> None:
         super().__init__()
         self.config = config
         self.masker = Masker(config)
@@ -92,17 +87,6 @@ class AudioVisualMAE(nn.Module):
             embed_audio=pool(latents.audio),
             embed_visual=pool(latents.visual),
         )
-
-    def embed(
-        self, fbank: Tensor | None = None, frames: Tensor | None = None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Features for retrieval: each modality alone, nothing masked, mean-pooled.
-
-        Returns:
-            (B, D) audio and (B, D) visual embeddings, not normalised; None where the modality is absent.
-        """
-        streams = self.encoder(fbank, frames, joint=False)
-        return pool(streams.audio), pool(streams.visual)
 
     def patchify_audio(self, fbank: Tensor) -> Tensor:
         """(B, T, F) -> (B, La, P*P), the targets of ``pred_audio``."""

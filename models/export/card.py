@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from models.cav_mae.config import CavMaeModelConfig
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD, FbankConfig
+from models.registry import family_of
 from models.weights.description import Description
 
 
@@ -18,12 +20,10 @@ def model_card(description: Description, result: str, usage: str) -> str:
         usage: Of this format.
     """
     model = description.model
-    arch = model.architecture
     assert description.fbank is not None
     parts = [
         "# Audio-visual encoders",
-        f"{model.name} trained with Earsight: width {arch.embed_dim}, {arch.num_heads} heads, "
-        f"{arch.modality_depth} blocks for each modality and {arch.joint_depth} joint.",
+        f"{model.name} trained with Earsight: {model.summary}.",
         result.replace("\n", "\n\n"),
         f"## Use\n\nFrom the folder that this one is in.\n\n{usage}",
         f"## Input\n\n{_sound(description.fbank)}\n\nFrames: shorter side to {model.image_size} pixels, "
@@ -109,7 +109,11 @@ def timm_usage(folder: Path, description: Description) -> str:
 
 def published_usage(folder: Path, description: Description, num_classes: int | None) -> str:
     """For the ``published`` format."""
-    model, arch = description.model, description.model.architecture
+    model = description.model
+    if not isinstance(model, CavMaeModelConfig):
+        published = family_of(model.name).published
+        return f"The names and layout of {published.title if published else model.name}."
+    arch = model.architecture
     name, sizes = "CAVMAE", ""
     if num_classes is not None:
         name, sizes = "CAVMAEFT", f"label_dim={num_classes}, "
@@ -135,6 +139,7 @@ def program_usage(folder: Path, description: Description) -> str:
     """For the ``torch_export`` format."""
     model, fbank = description.model, description.fbank
     assert fbank is not None
+    views = "B, " if model.num_frames == 1 else f"B, {model.num_frames}, "
     program = _code(
         "import soundfile, torch",
         "",
@@ -144,7 +149,7 @@ def program_usage(folder: Path, description: Description) -> str:
         f"padded = torch.nn.functional.pad(wave, (0, {fbank.num_samples} - len(wave)))[None]",
         "fbank = front_end(padded, torch.tensor([len(wave)]))  # with true lengths (B,)",
         f"vectors = audio(fbank)  # log-mel (B, {model.audio_length}, {model.num_mel_bins}) -> (B, D)",
-        f"# visual.pt2 takes normalised frames (B, 3, {model.image_size}, {model.image_size}); joint.pt2 both",
+        f"# visual.pt2 takes normalised frames ({views}3, {model.image_size}, {model.image_size}); joint.pt2 both",
     )
     runtime = _code(
         "import onnxruntime",

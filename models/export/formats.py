@@ -2,7 +2,7 @@
 
 - ``earsight``: the encoders in one file that carries its config, preprocessing, classes and origin;
 - ``timm``: two folders, audio and visual, that ``timm.create_model("local-dir:…", pretrained=True)`` opens;
-- ``published``: a file that the published CAV-MAE code loads strictly;
+- ``published``: a file that the family's published code loads strictly;
 - ``torch_export``: ``torch.export`` programs of the encoders, and ONNX files of the same.
 
 Every folder has a model card, ``README.md``, with how to use it and where it comes from.
@@ -15,15 +15,19 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from torch import nn
 
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.classifier import AudioVisualClassifier
+from models.config import ModelConfig
 from models.convert import add_source_arguments, parse_settings, save_published
+from models.encoders import Encoder
 from models.export.card import earsight_usage, model_card, program_usage, published_usage, timm_usage
 from models.export.program import ONNX_TOLERANCE, export_programs
 from models.export.timm import export_timm
-from models.pretrained import Model, describe, load_model, named_state
+from models.pretrained import describe, load_model, named_state
 from models.weights.description import Description, save_described
 from models.weights.errors import WeightsError
 from models.weights.sources import SourceKind, SourceWeights, read_weights
@@ -41,7 +45,7 @@ def export(
         form: ``earsight``, ``timm``, ``published`` or ``torch_export``.
         onnx: Whether ``torch_export`` writes ONNX files too.
         allow: Patterns of tensors that may be missing or left out.
-        known: Fields of `ModelConfig` that the source doesn't tell.
+        known: Fields of the model's config that the source doesn't tell.
 
     Returns:
         What was written, and how far it is from our own model.
@@ -56,7 +60,7 @@ def export(
         raise WeightsError(f"{found.path} is a picture model, no trained audio-visual encoder")
     model, _ = load_model(found, allow, **known)
     labels = found.labels or training_labels(found)
-    description = replace(describe(found, model.config), labels=labels)
+    description = replace(describe(found, cast(ModelConfig, model.config)), labels=labels)
     target.mkdir(parents=True, exist_ok=True)
     result, usage = _FORMS[form](model.eval(), description, target, onnx)
     if labels is None and (data := found.provenance.get("data")):
@@ -65,9 +69,9 @@ def export(
     return result
 
 
-def encoder_of(model: Model) -> AudioVisualEncoder:
+def encoder_of(model: nn.Module) -> Encoder[Any]:
     """The model's encoder."""
-    return model if isinstance(model, AudioVisualEncoder) else model.encoder
+    return model if isinstance(model, Encoder) else cast(Encoder[Any], model.encoder)
 
 
 def training_labels(source: SourceWeights) -> tuple[str, ...] | None:
@@ -79,7 +83,7 @@ def training_labels(source: SourceWeights) -> tuple[str, ...] | None:
     return tuple(label["name"] for label in labels) or None
 
 
-def _earsight(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
+def _earsight(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     state = named_state(encoder_of(model))
     values = save_described(folder / WEIGHTS_NAME, state, description)
     (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
@@ -87,9 +91,14 @@ def _earsight(model: Model, description: Description, folder: Path, onnx: bool) 
     return f"The encoders, {len(state)} tensors, {megabytes:.0f} MB.", earsight_usage(folder, description)
 
 
-def _timm(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
-    differences = export_timm(encoder_of(model), description, folder)
-    eps = model.config.layer_norm_eps
+def _timm(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
+    encoder = encoder_of(model)
+    if not isinstance(encoder, AudioVisualEncoder):
+        raise WeightsError(
+            f"{description.model.name} is no pair of plain ViTs that timm could open; use earsight"
+        )
+    differences = export_timm(encoder, description, folder)
+    eps = encoder.config.layer_norm_eps
     lines = [
         f"{name}: timm's features differ from Earsight's by at most {value:.1e} of the largest feature."
         for name, value in differences.items()
@@ -103,14 +112,14 @@ def _timm(model: Model, description: Description, folder: Path, onnx: bool) -> t
     return "\n".join(lines), timm_usage(folder, description)
 
 
-def _published(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
+def _published(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     notes = save_published(model, folder / "cav_mae.pth")
     classes = model.head.out_features if isinstance(model, AudioVisualClassifier) else None
     result = "\n".join(("The whole model in the published names.", *notes))
     return result, published_usage(folder, description, classes)
 
 
-def _torch_export(model: Model, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
+def _torch_export(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     assert description.fbank is not None
     differences = export_programs(encoder_of(model), description.fbank, folder, onnx=onnx)
     (folder / "config.json").write_text(json.dumps(description.to_json(), indent=1) + "\n")
@@ -121,7 +130,7 @@ def _torch_export(model: Model, description: Description, folder: Path, onnx: bo
     return "\n".join(lines), program_usage(folder, description)
 
 
-_FORMS: dict[str, Callable[[Model, Description, Path, bool], tuple[str, str]]] = {
+_FORMS: dict[str, Callable[[nn.Module, Description, Path, bool], tuple[str, str]]] = {
     "earsight": _earsight,
     "timm": _timm,
     "published": _published,

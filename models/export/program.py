@@ -9,12 +9,13 @@ import importlib.util
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from models.cav_mae.encoder import AudioVisualEncoder
+from models.encoders import Encoder
 from models.frontend import AudioFrontEnd, FbankConfig
 from models.weights.errors import WeightsError
 
@@ -31,7 +32,7 @@ class PooledEncoder(nn.Module):
         stream: ``audio``, ``visual`` or ``joint``.
     """
 
-    def __init__(self, encoder: AudioVisualEncoder, stream: str) -> None:
+    def __init__(self, encoder: Encoder[Any], stream: str) -> None:
         super().__init__()
         self.encoder = encoder
         self.stream = stream
@@ -42,20 +43,21 @@ class PooledEncoder(nn.Module):
         return {"audio": ("fbank",), "visual": ("frames",), "joint": ("fbank", "frames")}[self.stream]
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        """The normalised fbank (B, T, F), the normalised frames (B, 3, H, W) or both -> (B, D)."""
-        joint = self.stream == "joint"
-        streams = self.encoder(
-            **dict(zip(self.input_names, inputs, strict=True)), joint=joint, separate=not joint
-        )
-        return getattr(streams, self.stream).mean(dim=1)
+        """The normalised fbank (B, T, F), the normalised frames (B, 3, H, W) or both -> (B, D).
+
+        Of an encoder that takes several frames at a time, frames are (B, N, 3, H, W).
+        """
+        given = dict(zip(self.input_names, inputs, strict=True))
+        return getattr(self.encoder.embed(given.get("fbank"), given.get("frames")), self.stream)
 
 
 def example_inputs(model: PooledEncoder, batch: int) -> tuple[Tensor, ...]:
     """Random inputs of the right shapes."""
     config, generator = model.encoder.config, torch.Generator().manual_seed(batch)
+    views = (config.num_frames,) if config.num_frames > 1 else ()
     shapes = {
         "fbank": (batch, config.audio_length, config.num_mel_bins),
-        "frames": (batch, 3, config.image_size, config.image_size),
+        "frames": (batch, *views, 3, config.image_size, config.image_size),
     }
     return tuple(torch.randn(*shapes[name], generator=generator) for name in model.input_names)
 
@@ -67,7 +69,7 @@ def missing_onnx_packages() -> list[str]:
 
 @torch.no_grad()
 def export_programs(
-    encoder: AudioVisualEncoder, fbank: FbankConfig, folder: Path, *, onnx: bool
+    encoder: Encoder[Any], fbank: FbankConfig, folder: Path, *, onnx: bool
 ) -> dict[str, float]:
     """Writes ``audio``, ``visual`` and ``joint`` as ``.pt2`` and, if asked for, ``.onnx``; compares them.
 
@@ -96,9 +98,7 @@ def export_programs(
         return _export_all(encoder, fbank, folder, onnx)
 
 
-def _export_all(
-    encoder: AudioVisualEncoder, fbank: FbankConfig, folder: Path, onnx: bool
-) -> dict[str, float]:
+def _export_all(encoder: Encoder[Any], fbank: FbankConfig, folder: Path, onnx: bool) -> dict[str, float]:
     differences = {"front_end.pt2": _export_front_end(AudioFrontEnd(fbank).eval(), folder / "front_end.pt2")}
     for stream in ("audio", "visual", "joint"):
         model = PooledEncoder(encoder, stream).eval()

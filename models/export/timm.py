@@ -12,12 +12,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from torch import Tensor, nn
 
+from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD
 from models.weights.description import Description
@@ -60,7 +61,7 @@ def timm_state(encoder: AudioVisualEncoder, modality: str) -> dict[str, Tensor]:
 
 def timm_config(description: Description, modality: str) -> dict[str, Any]:
     """The ``config.json`` with which timm builds one modality's encoder."""
-    model, fbank = description.model, description.fbank
+    model, fbank = cast(CavMaeModelConfig, description.model), description.fbank
     arch = model.architecture
     assert fbank is not None
     audio = modality == "audio"

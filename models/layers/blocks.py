@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+T = TypeVar("T")
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -20,6 +24,23 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         samples = zip((q * q.shape[-1] ** -0.5).unbind(), k.unbind(), v.unbind(), strict=True)
         return torch.stack([(q1 @ k1.mT).softmax(dim=-1) @ v1 for q1, k1, v1 in samples])
     return F.scaled_dot_product_attention(q, k, v)
+
+
+def run_block(block: Callable[[T], T], x: T, recompute: bool) -> T:
+    """One block, its activations recomputed in the backward pass if asked for."""
+    if recompute and torch.is_grad_enabled():
+        return cast(T, checkpoint(block, x, use_reentrant=False))
+    return block(x)
+
+
+def init_weights(module: nn.Module) -> None:
+    """The published initialisation: Xavier-uniform linear layers, norms of 1 and 0. For ``Module.apply``."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        nn.init.zeros_(module.bias)
+    elif isinstance(module, nn.LayerNorm):
+        nn.init.ones_(module.weight)
+        nn.init.zeros_(module.bias)
 
 
 class Attention(nn.Module):

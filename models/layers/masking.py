@@ -3,11 +3,53 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
-from models.cav_mae.config import MaskStrategy, ModelConfig
+
+class MaskStrategy(StrEnum):
+    """Which tokens of the spectrogram are removed together.
+
+    ``random`` removes single patches, ``time`` whole columns (all mel bins of some moments), ``frequency``
+    whole rows (some mel bins at all times) and ``time_frequency`` both. Section 4.3 of CAV-MAE (arXiv
+    2210.07839) compares them.
+    """
+
+    random = "random"
+    time = "time"
+    frequency = "frequency"
+    time_frequency = "time_frequency"
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """How much of each modality is removed.
+
+    Attributes:
+        audio_ratio: Share of the audio tokens removed, in [0, 1).
+        visual_ratio: Share of the visual tokens removed, in [0, 1).
+        audio_strategy: Which audio tokens go together. Visual tokens are always removed at random.
+    """
+
+    audio_ratio: float = 0.75
+    visual_ratio: float = 0.75
+    audio_strategy: MaskStrategy = MaskStrategy.random
+
+    def __post_init__(self) -> None:
+        for name in ("audio_ratio", "visual_ratio"):
+            value = getattr(self, name)
+            if not 0 <= value < 1:
+                raise ValueError(
+                    f"mask.{name} is {value}; it is the share of tokens removed and must lie in [0, 1)"
+                )
+        if self.audio_strategy not in set(MaskStrategy):
+            known = ", ".join(MaskStrategy)
+            raise ValueError(f"mask.audio_strategy is {self.audio_strategy!r}; it must be one of {known}")
+        object.__setattr__(self, "audio_strategy", MaskStrategy(self.audio_strategy))
 
 
 @dataclass(frozen=True)
@@ -24,6 +66,11 @@ class Mask:
     ids_keep: Tensor
     ids_restore: Tensor
     mask: Tensor
+
+
+def gather_tokens(x: Tensor, ids: Tensor) -> Tensor:
+    """Rows of each sample: (B, L, D) and ids (B, K) -> (B, K, D)."""
+    return x.gather(1, ids[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def mask_from_noise(noise: Tensor, num_kept: int) -> Mask:
@@ -86,39 +133,76 @@ def structured_noise(noise: Tensor, grid: tuple[int, int], ratio: float, strateg
     """
     if strategy is MaskStrategy.random:
         return noise
+    axes, share = _AXES[strategy]
     rows, columns = grid
-    both = 0.7 if strategy is MaskStrategy.time_frequency else 1.0
-    cells = noise.double().reshape(-1, rows, columns)  # sums exact, so equal on every device
+    # In float64 the sums are exact, so equal on every device.
+    cells = rearrange(noise.double(), "b (rows columns) -> b rows columns", rows=rows, columns=columns)
     removed = torch.zeros_like(cells, dtype=torch.bool)
-    if strategy is not MaskStrategy.frequency:
-        removed = removed | _lowest(cells.sum(1).frac(), int(columns * ratio * both))[:, None, :]
-    if strategy is not MaskStrategy.time:
-        removed = removed | _lowest(cells.sum(2).frac(), int(rows * ratio * both))[:, :, None]
+    if "time" in axes:
+        removed = removed | _lowest(cells.sum(1).frac(), int(columns * ratio * share))[:, None, :]
+    if "frequency" in axes:
+        removed = removed | _lowest(cells.sum(2).frac(), int(rows * ratio * share))[:, :, None]
     return noise + removed.flatten(1)
 
 
+#: The axes along which each strategy removes, and the share of the ratio that it takes from each.
+_AXES: dict[MaskStrategy, tuple[tuple[str, ...], float]] = {
+    MaskStrategy.time: (("time",), 1.0),
+    MaskStrategy.frequency: (("frequency",), 1.0),
+    MaskStrategy.time_frequency: (("time", "frequency"), 0.7),
+}
+
+
+def num_kept(num_tokens: int, ratio: float) -> int:
+    """Tokens left where ``ratio`` of them is removed, as published code rounds."""
+    return int(num_tokens * (1 - ratio))
+
+
+class MaskedInput(Protocol):
+    """A model's config, as far as its masks need it."""
+
+    @property
+    def mask(self) -> MaskConfig: ...  # noqa: D102
+
+    @property
+    def audio_grid(self) -> tuple[int, int]: ...  # noqa: D102
+
+    @property
+    def num_audio_tokens(self) -> int: ...  # noqa: D102
+
+    @property
+    def num_visual_tokens(self) -> int: ...  # noqa: D102
+
+
 class Masker(nn.Module):
-    """The masks of a pretraining batch.
+    """The masks of a pretraining pass; a pass of its own noise and ratios is another call.
 
     Args:
         config: Its grids and ``mask`` settings are used.
     """
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: MaskedInput) -> None:
         super().__init__()
         self.config = config
 
-    def audio(self, noise: Tensor) -> Mask:
-        """The mask of audio tokens from (B, La) noise in [0, 1)."""
+    def audio(self, noise: Tensor, ratio: float | None = None) -> Mask:
+        """The mask of audio tokens.
+
+        Args:
+            noise: (B, La) in [0, 1).
+            ratio: Share removed; None is the config's.
+        """
         self._check(noise, self.config.num_audio_tokens, "audio")
         mask = self.config.mask
-        noise = structured_noise(noise, self.config.audio_grid, mask.audio_ratio, mask.audio_strategy)
-        return mask_from_noise(noise, self.config.num_kept_audio)
+        ratio = mask.audio_ratio if ratio is None else ratio
+        noise = structured_noise(noise, self.config.audio_grid, ratio, mask.audio_strategy)
+        return mask_from_noise(noise, num_kept(self.config.num_audio_tokens, ratio))
 
-    def visual(self, noise: Tensor) -> Mask:
-        """The mask of visual tokens from (B, Lv) noise in [0, 1)."""
+    def visual(self, noise: Tensor, ratio: float | None = None) -> Mask:
+        """The mask of visual tokens from (B, Lv) noise in [0, 1); ``ratio`` as of `audio`."""
         self._check(noise, self.config.num_visual_tokens, "visual")
-        return mask_from_noise(noise, self.config.num_kept_visual)
+        ratio = self.config.mask.visual_ratio if ratio is None else ratio
+        return mask_from_noise(noise, num_kept(self.config.num_visual_tokens, ratio))
 
     def forward(self, noise_audio: Tensor, noise_visual: Tensor) -> tuple[Mask, Mask]:
         """Both masks."""

@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from torch import Tensor
 
-from models.cav_mae.config import MaskConfig, ModelConfig
+from models.config import ModelConfig
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD, FbankConfig
+from models.registry import family_of
 from models.weights.errors import WeightsError
 from models.weights.tensor_files import write_safetensors
+
+T = TypeVar("T")
 
 METADATA_KEY = "earsight"
 FORMAT_VERSION = 1
@@ -80,11 +83,33 @@ def parse_description(values: Mapping[str, Any], where: str) -> Description:
 
 
 def parse_model(values: Any, where: str) -> ModelConfig:
-    """A `ModelConfig` from plain values, as `dataclasses.asdict` or a YAML file has them."""
-    _check_keys(values, ModelConfig, f"{where}: model")
-    mask = values.get("mask") or {}
-    _check_keys(mask, MaskConfig, f"{where}: model.mask")
-    return ModelConfig(**{**values, "mask": MaskConfig(**mask)})
+    """A model's config from plain values, as `dataclasses.asdict` or a YAML file has them."""
+    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
+        raise WeightsError(f"{where}: model is {values!r}, not settings with a name")
+    try:
+        kind = family_of(values["name"]).config
+    except ValueError as error:
+        raise WeightsError(f"{where}: {error}") from error
+    return _settings(kind, values, f"{where}: model")
+
+
+def _settings(kind: type[T], values: Any, where: str) -> T:
+    """A dataclass of settings, and those within it, from plain values."""
+    _check_keys(values, kind, where)
+    parts = {
+        f.name: type(f.default_factory())
+        for f in fields(cast(Any, kind))
+        if f.default_factory is not MISSING and is_dataclass(f.default_factory())
+    }
+    given = {
+        name: _settings(parts[name], value, f"{where}.{name}")
+        if name in parts and value is not None
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }
+    return kind(**given)
 
 
 def parse_fbank(values: Any, where: str) -> FbankConfig:

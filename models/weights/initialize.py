@@ -10,30 +10,44 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from fnmatch import fnmatchcase
+from typing import Protocol, cast, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.cav_mae.config import ModelConfig
-from models.cav_mae.encoder import AudioVisualEncoder
+from models.config import ModelConfig
+from models.encoders import Encoder
 from models.layers.position import sincos_2d
+from models.registry import family_of
 from models.weights import timm_vit
 from models.weights.errors import WeightsError
 from models.weights.published import NEVER_USED, PUBLISHED_EPS, published_name
 from models.weights.sources import SourceKind, SourceWeights
 
 _POSITIONS = re.compile(r"encoder\.(audio|visual)\.pos_embed|decoder\.pos_embed_(audio|visual)")
-#: Settings of the encoders' sizes.
-_SIZES = (
-    "name", "image_size", "audio_length", "num_mel_bins", "patch_size", "embed_dim", "num_heads", "modality_depth",
-    "joint_depth", "mlp_ratio",
-)  # fmt: skip
+#: Settings that change no tensor of an encoder, so that they may differ from those that weights were made with.
+_FREE = {
+    "mask", "norm_pix_loss", "activation_checkpointing", "layer_norm_eps", "decoder_embed_dim", "decoder_depth",
+    "decoder_num_heads",
+}  # fmt: skip
 _NO_HEAD = "the model has no classification head"
 _NO_DECODER = "the model has no decoder"
+
+
+@runtime_checkable
+class GridConfig(Protocol):
+    """A model whose tokens of either modality lie in rows and columns, with a position each."""
+
+    @property
+    def audio_grid(self) -> tuple[int, int]: ...  # noqa: D102
+
+    @property
+    def visual_grid(self) -> tuple[int, int]: ...  # noqa: D102
 
 
 class Outcome(StrEnum):
@@ -127,8 +141,8 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
     """Loads what fits into the model; the rest of the model keeps the values it was built with.
 
     Args:
-        model: An `AudioVisualMAE`, `AudioVisualClassifier` or `AudioVisualEncoder` (or a module whose state
-            has their names and which has their ``config``).
+        model: A family's pretraining model, encoder or `AudioVisualClassifier` (or a module whose state has their
+            names and which has their ``config``).
         source: From `models.weights.sources.read_weights`.
         allow: Patterns (``head.*``) of the model's tensors that may stay as drawn though the file lacks them
             or has them in another shape, and of the file's that may be left out.
@@ -137,7 +151,7 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
         WeightsError: Tensors are missing, left over or misshapen; all are named.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
-    prefix = "encoder." if isinstance(model, AudioVisualEncoder) else ""
+    prefix = "encoder." if isinstance(model, Encoder) else ""
     own = {f"{prefix}{name}": value for name, value in model.state_dict().items()}
     _check_sizes(source, config)
     account = _Account()
@@ -151,14 +165,14 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
     if account.wrong:
         listed = "\n  ".join(_listed(account.wrong))
         raise WeightsError(
-            f"{source.path} ({source.kind}) does not fit the model:\n  {listed}\n"
+            f"{source.path} ({source.title}) does not fit the model:\n  {listed}\n"
             f"allow what may differ by name (init_allow in a config, --allow of a program), such as 'head.*'"
             f"{_own_settings(source, config)}"
         )
     model.load_state_dict(
         {name.removeprefix(prefix): value for name, value in account.state.items()}, strict=False
     )
-    return InitReport(f"{source.path} ({source.kind})", tuple(account.entries), _notes(source, config))
+    return InitReport(f"{source.path} ({source.title})", tuple(account.entries), _notes(source, config))
 
 
 def _fill(
@@ -182,7 +196,7 @@ def _fill(
         return
     origin, value, how = pulled
     account.used.add(origin)
-    if _POSITIONS.fullmatch(name):
+    if isinstance(config, GridConfig) and _POSITIONS.fullmatch(name):
         value, how = _fit_positions(name, value, own, config, fixed=source.kind is not SourceKind.vit)
     if value.shape == own.shape:
         account.state[name] = value
@@ -206,7 +220,7 @@ def _pull(name: str, source: SourceWeights, config: ModelConfig) -> timm_vit.Pul
     if value is None:
         return None
     match = _POSITIONS.fullmatch(name)
-    if match:
+    if match and isinstance(config, GridConfig):
         rows, columns = _source_grid(match.group(1) or match.group(2), value, source, config)
         return origin, value.reshape(rows, columns, -1), None
     if source.kind is SourceKind.earsight:
@@ -218,9 +232,10 @@ def _pull(name: str, source: SourceWeights, config: ModelConfig) -> timm_vit.Pul
     return origin, value, None
 
 
-def _source_grid(modality: str, table: Tensor, source: SourceWeights, config: ModelConfig) -> tuple[int, int]:
+def _source_grid(modality: str, table: Tensor, source: SourceWeights, config: GridConfig) -> tuple[int, int]:
     if source.config is not None:
-        return source.config.audio_grid if modality == "audio" else source.config.visual_grid
+        theirs = cast(GridConfig, source.config)
+        return theirs.audio_grid if modality == "audio" else theirs.visual_grid
     length = table.shape[-2]
     rows = config.audio_grid[0] if modality == "audio" else round(length**0.5)
     if length % rows or (modality == "visual" and length != rows * rows):
@@ -229,7 +244,7 @@ def _source_grid(modality: str, table: Tensor, source: SourceWeights, config: Mo
 
 
 def _fit_positions(
-    name: str, grid: Tensor, own: Tensor, config: ModelConfig, *, fixed: bool
+    name: str, grid: Tensor, own: Tensor, config: GridConfig, *, fixed: bool
 ) -> tuple[Tensor, str | None]:
     """A (rows, columns, D) grid of positions on the model's own grid, flattened.
 
@@ -289,22 +304,35 @@ def _allowed(name: str, allow: Sequence[str]) -> bool:
 
 
 def _check_sizes(source: SourceWeights, config: ModelConfig) -> None:
-    """Widths first: one clear error in place of a hundred misshapen tensors."""
+    """Family and widths first: one clear error in place of a hundred misshapen tensors."""
+    theirs = source.config
+    if source.published is not None:
+        with suppress(WeightsError):  # where shapes don't tell all of it, the tensors speak for themselves
+            theirs = source.model_config()
+    ours = family_of(config.name).name
+    if theirs is not None and family_of(theirs.name).name != ours:
+        family = family_of(theirs.name).name
+        raise WeightsError(
+            f"{source.path} ({source.title}) holds a model of the family {family}, and {config.name} is one of {ours}: "
+            f"give model.name={theirs.name}"
+        )
     key = {
         SourceKind.earsight: "encoder.visual.patch_embed.bias",
         SourceKind.cav_mae: "patch_embed_v.proj.bias",
         SourceKind.vit: "patch_embed.proj.bias",
     }[source.kind]
-    width, ours = len(source.state.get(key, ())), config.architecture
-    if width != ours.embed_dim:
+    if source.kind is SourceKind.cav_mae and ours != "cav_mae":
+        raise WeightsError(f"{source.path} holds a {source.title}, and {config.name} is of the family {ours}")
+    width = len(source.state.get(key, ()))
+    if width != config.encoder_width and (key in source.state or source.kind is not SourceKind.earsight):
         raise WeightsError(
-            f"{source.path} has width {width}, the model's embed_dim is {ours.embed_dim}"
+            f"{source.path} has width {width}, the model's embed_dim is {config.encoder_width}"
             f"{_own_settings(source, config)}"
         )
-    heads = source.config.architecture.num_heads if source.config else source.num_heads
-    if heads is not None and heads != ours.num_heads:
+    heads = theirs.encoder_heads if theirs else source.num_heads
+    if heads is not None and heads != config.encoder_heads:
         raise WeightsError(
-            f"{source.path} has {heads} attention heads, the model's num_heads is {ours.num_heads}; the same "
+            f"{source.path} has {heads} attention heads, the model's num_heads is {config.encoder_heads}; the same "
             f"weights with other heads are another function{_own_settings(source, config)}"
         )
 
@@ -312,7 +340,10 @@ def _check_sizes(source: SourceWeights, config: ModelConfig) -> None:
 def _own_settings(source: SourceWeights, config: ModelConfig) -> str:
     """For the end of an error: what a config has to say for the model that the weights are of, where that is known."""
     theirs = source.config
-    keys = [key for key in _SIZES if theirs is not None and getattr(theirs, key) != getattr(config, key)]
+    if theirs is None or type(theirs) is not type(config):
+        return ""
+    names = [f.name for f in fields(config) if f.name not in _FREE]
+    keys = [key for key in names if getattr(theirs, key) != getattr(config, key)]
     if not keys:
         return ""
     there, here = (
@@ -327,18 +358,19 @@ def _word(value: object) -> str:
 
 def _notes(source: SourceWeights, config: ModelConfig) -> tuple[str, ...]:
     notes = []
-    eps = source.config.layer_norm_eps if source.config else None
+    eps = None if source.config is None else getattr(source.config, "layer_norm_eps", None)
     if source.kind is SourceKind.cav_mae:
         eps = PUBLISHED_EPS
-    if eps is not None and eps != config.layer_norm_eps:
+    ours = getattr(config, "layer_norm_eps", eps)
+    if eps is not None and eps != ours:
         notes.append(
-            f"LayerNorm's epsilon was {eps:g} there and is {config.layer_norm_eps:g} here (layer_norm_eps): "
+            f"LayerNorm's epsilon was {eps:g} there and is {ours:g} here (layer_norm_eps): "
             f"outputs differ slightly until training has gone on"
         )
     precision = source.provenance.get("precision", "float32")
     if precision != "float32":
         notes.append(f"the file holds {precision} numbers: these weights were rounded when they were saved")
     if source.config is None and source.num_heads is None:
-        heads = config.architecture.num_heads
+        heads = config.encoder_heads
         notes.append(f"the file does not say its heads; the model's num_heads {heads} is taken")
     return tuple(notes)

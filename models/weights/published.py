@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from models.cav_mae.config import PRESETS, Architecture, ModelConfig
+from models.cav_mae.config import PRESETS, Architecture, CavMaeModelConfig
 from models.cav_mae.mae import AudioVisualMAE
 from models.classifier import AudioVisualClassifier
 
@@ -58,7 +58,7 @@ def published_name(name: str) -> str:
     raise AssertionError(f"no published name for {name}")
 
 
-def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
+def infer_config(state: Mapping[str, Tensor], **known: Any) -> CavMaeModelConfig:
     """The model that published names and shapes describe.
 
     Shapes do not tell the number of heads: where ``num_heads`` and ``decoder_num_heads`` are not given, heads
@@ -67,7 +67,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
 
     Args:
         state: Published names, without ``module.``, and their tensors.
-        known: Fields of `ModelConfig` that override what is inferred.
+        known: Fields of `CavMaeModelConfig` that override what is inferred.
 
     Raises:
         ValueError: A tensor that is needed is missing, or its shape makes no such model.
@@ -106,7 +106,7 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     # What the preset says anyway is left to it, so that the config of a published ViT-B reads like one.
     preset = {f.name: getattr(base, f.name) for f in fields(Architecture)}
     chosen = {name: value for name, value in (found | known).items() if preset.get(name, ...) != value}
-    return ModelConfig("cav_mae_base", **chosen)
+    return CavMaeModelConfig("cav_mae_base", **chosen)
 
 
 def _heads(width: int, head_width: int, name: str, known: Mapping[str, Any]) -> int:
@@ -117,7 +117,7 @@ def _heads(width: int, head_width: int, name: str, known: Mapping[str, Any]) -> 
     return width // head_width
 
 
-def published_limits(config: ModelConfig) -> list[str]:
+def published_limits(config: CavMaeModelConfig) -> list[str]:
     """What the published code, whose constructor fixes some sizes, can't do with a model; empty for its own."""
     arch, limits = config.architecture, []
     if arch.modality_depth + arch.joint_depth != _PUBLISHED_DEPTH:
@@ -144,7 +144,7 @@ def to_published(model: AudioVisualMAE | AudioVisualClassifier) -> dict[str, Ten
     The norms that the published model has and never uses are written as freshly initialised, so that its own
     strict loading takes the result.
     """
-    config, state = model.config, {}
+    config, state = cast(CavMaeModelConfig, model.config), {}
     for name, value in model.state_dict().items():
         value = value.detach().float().cpu()
         if name.endswith("patch_embed.weight"):

@@ -21,8 +21,9 @@ import torch
 import yaml
 from torch import Tensor
 
-from models.cav_mae.config import ModelConfig
+from models.config import ModelConfig
 from models.frontend import FbankConfig
+from models.registry import PublishedFormat, families
 from models.weights.classes import kept_classes
 from models.weights.description import (
     METADATA_KEY,
@@ -55,14 +56,15 @@ class SourceWeights:
     Attributes:
         kind: Whose names they have.
         path: The file.
-        state: Tensors by name, without the prefixes of wrapping modules; our own begin with ``encoder.``,
-            ``decoder.``, ``norm.`` or ``head.``.
+        state: Tensors by name, without the prefixes of wrapping modules; an encoder's of ours begin with ``encoder.``.
         config: The model they describe; None where shapes alone don't tell it.
         fbank: How spectrograms were made for it, where that is known.
         labels: Names of its classes, where that is known.
         num_heads: Attention heads, where something other than the config tells them.
         left: What else is in the file, by name, with why it is no weight.
         provenance: Path and SHA-256 of the file, and what it says of its own origin.
+        published: Another family's published format that the file is in; ``state`` is in our names all the same.
+        published_state: The tensors as that format names them.
     """
 
     kind: SourceKind
@@ -74,6 +76,20 @@ class SourceWeights:
     num_heads: int | None = None
     left: dict[str, str] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
+    published: PublishedFormat | None = None
+    published_state: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Whose weights these are, for messages."""
+        return self.published.title if self.published else str(self.kind)
+
+    @property
+    def is_encoder_alone(self) -> bool:
+        """Whether nothing but an encoder is there."""
+        if self.kind is SourceKind.earsight:
+            return all(name.startswith("encoder.") for name in self.state)
+        return self.kind is SourceKind.cav_mae and not self.has_decoder
 
     @property
     def has_decoder(self) -> bool:
@@ -101,6 +117,11 @@ class SourceWeights:
                 given = ", ".join(sorted(known))
                 raise WeightsError(f"{self.path} says itself what model it holds; leave out {given}")
             return self.config
+        if self.published is not None:
+            try:
+                return self.published.infer_config(self.published_state, **known)
+            except ValueError as error:
+                raise WeightsError(f"{self.path}: {error}") from error
         heads = {} if self.num_heads is None else {"num_heads": self.num_heads}
         if self.kind is SourceKind.earsight:
             raise WeightsError(
@@ -149,7 +170,7 @@ def _recognise(file: TensorFile) -> SourceWeights:
     state, provenance = file.tensors, _provenance(file)
     if "audio.patch_embed.weight" in state:  # a bare encoder's
         state = {f"encoder.{name}": value for name, value in state.items()}
-    if "encoder.audio.patch_embed.weight" in state:
+    if any(name.startswith("encoder.") for name in state):
         description = _description(file)
         if description is None:
             return SourceWeights(SourceKind.earsight, file.path, state, left=file.left, provenance=provenance)
@@ -157,14 +178,21 @@ def _recognise(file: TensorFile) -> SourceWeights:
             SourceKind.earsight, file.path, state, description.model, description.fbank, description.labels,
             left=file.left, provenance=provenance | description.provenance,
         )  # fmt: skip
+    for family in families():
+        if family.published is not None and family.published.recognises(state):
+            ours, left = family.published.to_ours(state)
+            return SourceWeights(
+                SourceKind.earsight, file.path, ours, left=file.left | left, provenance=provenance,
+                published=family.published, published_state=state,
+            )  # fmt: skip
     if "patch_embed_a.proj.weight" in state:
         return SourceWeights(SourceKind.cav_mae, file.path, state, left=file.left, provenance=provenance)
     if {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= set(state):
         return SourceWeights(SourceKind.vit, file.path, state, left=file.left, provenance=provenance)
     names = ", ".join(list(state)[:3])
     raise WeightsError(
-        f"{file.path} holds weights of no kind that is known ({names}, ...): neither Earsight's names nor "
-        f"the published CAV-MAE's nor those of a ViT (patch_embed.proj, blocks.N)"
+        f"{file.path} holds weights of no kind that is known ({names}, ...): neither Earsight's names nor those of "
+        f"a published model nor those of a ViT (patch_embed.proj, blocks.N)"
     )
 
 

@@ -15,9 +15,12 @@ from typing import Any
 
 from torch import Tensor
 
-from models.cav_mae.config import PRESETS, Architecture, ModelConfig
+from models.cav_mae.config import PRESETS, Architecture, CavMaeModelConfig
+from models.config import ModelConfig
 from models.weights.errors import WeightsError
 
+#: For families without joint blocks behind their towers.
+_NO_JOINT = Architecture(0, 0, 0, 0, 0, 0, 0)
 #: What becomes of a tensor on its way: its value in our layout, and how it was made where it was.
 Pulled = tuple[str, Tensor, str | None]
 
@@ -73,7 +76,7 @@ def pull(name: str, state: Mapping[str, Tensor], config: ModelConfig) -> Pulled 
 def _apply(
     rule: str, groups: tuple[str, ...], state: Mapping[str, Tensor], config: ModelConfig
 ) -> Pulled | None:
-    joint = config.architecture.modality_depth
+    joint = getattr(config, "architecture", _NO_JOINT).modality_depth
     if rule == "positions" or rule == "decoder_positions":
         return _positions("pos_embed" if rule == "positions" else "decoder_pos_embed", state)
     if rule == "patch":
@@ -148,12 +151,12 @@ def why_ignored(name: str) -> str | None:
     return next((why for pattern, why in _WHY_IGNORED if pattern.fullmatch(name)), None)
 
 
-def infer_vit_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
+def infer_vit_config(state: Mapping[str, Tensor], **known: Any) -> CavMaeModelConfig:
     """The model that a ViT makes: all its blocks but the last in the towers, the last one joint.
 
     Args:
         state: The ViT's tensors.
-        known: Fields of `ModelConfig` that shapes don't tell or that are to differ: ``num_heads`` where heads
+        known: Fields of `CavMaeModelConfig` that shapes don't tell or that are to differ: ``num_heads`` where heads
             are not 64 wide as in every ViT-S, B and L, ``audio_length``, ``joint_depth``.
 
     Raises:
@@ -188,4 +191,4 @@ def infer_vit_config(state: Mapping[str, Tensor], **known: Any) -> ModelConfig:
     base = PRESETS["cav_mae_base"]
     preset = {f.name: getattr(base, f.name) for f in fields(Architecture)}
     chosen = {name: value for name, value in (found | known).items() if preset.get(name, ...) != value}
-    return ModelConfig("cav_mae_base", **chosen)
+    return CavMaeModelConfig("cav_mae_base", **chosen)

@@ -101,7 +101,7 @@ def test_mixing_is_the_weighted_sum():
     assert frames is not None
     assert first[1] is not None
     assert second[1] is not None
-    share = torch.tensor(weights)[:, None, None, None]
+    share = torch.tensor(weights)[:, None, None, None, None]
     torch.testing.assert_close(frames, share * first[1] + (1 - share) * second[1])
     assert fbank is not None
     assert first[0] is not None
@@ -183,7 +183,8 @@ def test_one_modality_of_two_and_scores():
     torch.testing.assert_close(task.probabilities(task.logits(fbank, None)).sum(1), torch.ones(2))
     alone = objective(loss=LossName.cross_entropy, modalities=Modalities.audio).eval()
     for each in (task, alone):
-        torch.nn.init.normal_(each.model.encoder.norm.joint.bias, generator=torch.Generator().manual_seed(0))
+        bias = each.model.get_parameter("encoder.norm.joint.bias")
+        torch.nn.init.normal_(bias, generator=torch.Generator().manual_seed(0))
     assert not torch.allclose(task.logits(fbank, None), alone.logits(fbank, None))
     scores = objective().probabilities(task.logits(fbank, frames))
     assert ((scores > 0) & (scores < 1)).all()

@@ -117,7 +117,7 @@ def test_averages_are_those_of_the_uninterrupted_run(runs: Path):
 def test_the_heads_rate_holds_in_every_step_of_every_schedule(runs: Path):
     for name in ("whole", "resumed"):
         records = [r for r in read_metrics(runs / name) if "train/loss" in r]
-        schedule = ScheduleConfig(halve_from_epoch=1, halve_every_epochs=0.5)
+        schedule = ScheduleConfig(kind="halving", halve_from_epoch=1, halve_every_epochs=0.5)
         expected = [1e-3 * lr_factor(schedule, step, STEPS, NUM_CLIPS / BATCH) for step in range(STEPS)]
         assert [record["train/lr_decay"] for record in records] == expected
         assert len(set(expected)) == 5

@@ -42,7 +42,7 @@ from engine.tasks.labelled_sets import (
     open_labelled,
 )
 from engine.training.runlog import read_metrics
-from models import AudioVisualClassifier, FbankConfig, ModelConfig, build_model
+from models import AudioVisualClassifier, AudioVisualMAE, CavMaeModelConfig, FbankConfig
 from models.weights.classes import kept_classes
 
 ALONE = World(0, 1, torch.device("cpu"))
@@ -62,7 +62,7 @@ def config(shards: Path, run: str = "unused", **options: Any) -> FinetuneConfig:
     return small_config(str(shards), run, **options)
 
 
-def fbank(model: ModelConfig) -> FbankConfig:
+def fbank(model: CavMaeModelConfig) -> FbankConfig:
     return FbankConfig(target_length=model.audio_length, num_mel_bins=model.num_mel_bins)
 
 
@@ -157,8 +157,11 @@ def test_a_head_of_another_size(tmp_path: Path, train: LabelledSet, shards: Path
     with pytest.raises(ValueError, match=r"has a head of 4 classes, and the training set has 3"):
         build_classification(wanted, train)
     kept = build_classification(replace(wanted, init_head=False), train)
-    assert torch.equal(kept.model.encoder.norm.joint.weight, model.encoder.norm.joint.weight)
-    init = save(build_model(small_model_config()), tmp_path / "pretrained.safetensors")
+    assert torch.equal(
+        kept.model.get_parameter("encoder.norm.joint.weight"),
+        model.get_parameter("encoder.norm.joint.weight"),
+    )
+    init = save(AudioVisualMAE(small_model_config()), tmp_path / "pretrained.safetensors")
     with pytest.raises(ValueError, match="has no classification head"):
         build_classification(replace(wanted, init=init), train)
 
@@ -181,39 +184,43 @@ def test_a_kept_head_gives_the_same_logits(tmp_path: Path, train: LabelledSet, s
     ],
 )
 def test_an_encoder_that_does_not_fit(tmp_path: Path, sizes: dict[str, int], message: str):
-    init = save(build_model(small_model_config(**sizes)), tmp_path / "other.safetensors")
+    init = save(AudioVisualMAE(small_model_config(**sizes)), tmp_path / "other.safetensors")
     model = small_model_config()
     with pytest.raises(ValueError, match=message):
-        load_encoder_weights(init, build_model(model).encoder, fbank(model))
+        load_encoder_weights(init, AudioVisualMAE(model).encoder, fbank(model))
 
 
 def test_what_may_differ_is_allowed_by_name(tmp_path: Path, train: LabelledSet, shards: Path):
-    deeper = build_model(small_model_config(modality_depth=2))
+    deeper = AudioVisualMAE(small_model_config(modality_depth=2))
     wanted = replace(config(shards), init=save(deeper, tmp_path / "deeper.safetensors"))
     with pytest.raises(ValueError, match="allow what may differ by name"):
         build_classification(wanted, train)
     kept = build_classification(replace(wanted, init_allow=("encoder.*.blocks.1.*",)), train).model.encoder
-    assert torch.equal(kept.audio.patch_embed.weight, deeper.encoder.audio.patch_embed.weight)
+    assert torch.equal(
+        kept.get_parameter("audio.patch_embed.weight"), deeper.encoder.audio.patch_embed.weight
+    )
 
 
 def test_other_lengths_and_sizes_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture):
-    pretrained = build_model(small_model_config())
+    pretrained = AudioVisualMAE(small_model_config())
     init = save(pretrained, tmp_path / "short.safetensors")
     model = small_model_config(audio_length=64, image_size=64)
     encoder = AudioVisualClassifier(model, 3).encoder
     report = str(load_encoder_weights(init, encoder, fbank(model)))
     assert "2×2 to 2×4" in report
     assert "interpolated from 2×2 to 4×4" in report
-    assert torch.equal(encoder.audio.patch_embed.weight, pretrained.encoder.audio.patch_embed.weight)
+    assert torch.equal(
+        encoder.get_parameter("audio.patch_embed.weight"), pretrained.encoder.audio.patch_embed.weight
+    )
     streams = encoder(torch.randn(1, 64, 32), torch.randn(1, 3, 64, 64))
     assert streams.joint is not None
     assert streams.joint.shape[1] == 8 + 16
 
 
-def make_checkpoint(folder: Path, config: ModelConfig) -> str:
+def make_checkpoint(folder: Path, config: CavMaeModelConfig) -> str:
     """As a run holds it, but for the state of the optimizer."""
     folder.mkdir(parents=True)
-    save(build_model(config), folder / "model.safetensors")
+    save(AudioVisualMAE(config), folder / "model.safetensors")
     sizes = {key: value for key, value in vars(config).items() if isinstance(value, (int, float))}
     values = {"model": {"name": config.name, **sizes}, "fbank": {"mean": -4.5, "std": 3.9}}
     (folder / "config.yaml").write_text(yaml.safe_dump(values))
@@ -301,7 +308,7 @@ def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):
 
 
 def test_evaluation_without_training_adds_to_what_is_there(tmp_path: Path, train: LabelledSet, shards: Path):
-    init = save(build_model(small_model_config()), tmp_path / "pretrained.safetensors")
+    init = save(AudioVisualMAE(small_model_config()), tmp_path / "pretrained.safetensors")
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 7, "train/loss": 1.5}\n')

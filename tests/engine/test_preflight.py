@@ -17,10 +17,11 @@ from engine.objectives.base import Objective
 from engine.objectives.cav_mae import CavMae, CavMaeConfig
 from engine.parallel.deepspeed_engine import BUCKET, ParallelConfig
 from engine.preflight import checks
-from engine.preflight.checks import Cluster, Report, main, pretraining_workload
-from engine.preflight.estimates import activation_bytes, state_bytes
-from engine.training.trainer import TrainConfig
-from models import FbankConfig, build_model
+from engine.preflight.checks import Cluster, Report, main, planned_pretraining
+from engine.preflight.estimates import state_bytes
+from engine.training.train_config import TrainConfig
+from models import AudioVisualMAE, FbankConfig
+from models.cav_mae.workload import activation_bytes
 from models.layers import blocks
 
 
@@ -42,7 +43,7 @@ def check(
             epochs=4, keep_checkpoints=keep, parallel=ParallelConfig(global_batch_size=global_batch_size)
         ),
     )
-    return checks.check(pretraining_workload(config), cluster or Cluster(nodes=2, processes=2))
+    return checks.check(planned_pretraining(config), cluster or Cluster(nodes=2, processes=2))
 
 
 def test_a_sound_run_passes(shards, tmp_path):
@@ -118,12 +119,10 @@ def test_activations_are_those_that_autograd_keeps(monkeypatch, bf16, reconstruc
     model = small_model_config(**sizes)
     settings = CavMaeConfig(reconstruction_weight=reconstruct, contrast_weight=contrast)
     fbank = FbankConfig(target_length=model.audio_length, num_mel_bins=model.num_mel_bins)
-    objective = CavMae(build_model(model), fbank, settings)
+    objective = CavMae(AudioVisualMAE(model), fbank, settings)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         measured = (saved_bytes(objective, 48) - saved_bytes(objective, 16)) / 32
-    tokens = model.num_kept_audio + model.num_kept_visual
-    estimate = activation_bytes(model, tokens, reconstruct + contrast, bf16, decode=bool(reconstruct))
-    assert estimate == pytest.approx(measured, rel=0.1)
+    assert objective.workload(bf16).activations == pytest.approx(measured, rel=0.1)
 
 
 def test_checkpointing_keeps_less():

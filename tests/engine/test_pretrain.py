@@ -19,7 +19,7 @@ SETTINGS = [
     "model.name=cav_mae_tiny", "model.image_size=32", "model.audio_length=64", "model.embed_dim=24",
     "model.num_heads=2",
     "model.modality_depth=1", "model.decoder_embed_dim=16", "model.decoder_depth=1", "model.decoder_num_heads=2",
-    "train.log_interval=1", "train.parallel.global_batch_size=8", "schedule.halve_from_epoch=90", "optimizer.lr=1e-3",
+    "train.log_interval=1", "train.parallel.global_batch_size=8", "schedule.kind=constant", "optimizer.lr=1e-3",
     "objective.contrast_weight=0.1",
 ]  # fmt: skip
 

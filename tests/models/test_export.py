@@ -18,7 +18,7 @@ from support.shards import make_picture, make_waveform
 from support.small_models import SMALL, inputs, small_model
 from support.sources import mae_state, randomize
 
-from models import AudioFrontEnd, AudioVisualClassifier, FbankConfig, ModelConfig, load_pretrained
+from models import AudioFrontEnd, AudioVisualClassifier, CavMaeModelConfig, FbankConfig, load_pretrained
 from models.convert import convert
 from models.convert import main as convert_main
 from models.export.formats import export
@@ -36,7 +36,7 @@ HEADS = {"num_heads": 2, "decoder_num_heads": 4}
 
 def described(path: Path, kind: str = "mae", **overrides) -> Any:
     """Writes a model with its description; returns it."""
-    config = ModelConfig("cav_mae_tiny", **(SMALL | overrides))
+    config = CavMaeModelConfig("cav_mae_tiny", **(SMALL | overrides))
     model = small_model(**overrides) if kind == "mae" else AudioVisualClassifier(config, 5)
     randomize(model)
     fbank = FbankConfig(target_length=64, num_mel_bins=32, mean=-4.0, std=3.0)
@@ -140,7 +140,8 @@ def test_timm_folders_are_the_same_function_with_any_epsilon(tmp_path, eps):
     assert ("timm's own" in result) == (eps == 1e-6)
     fbank, frames, _, _ = inputs(model.config)
     with torch.no_grad():
-        audio, visual = model.embed(fbank, frames)
+        embeddings = model.encoder.embed(fbank, frames)
+        audio, visual = embeddings.audio, embeddings.visual
         for name, expected, given in (
             ("audio", audio, fbank.transpose(1, 2)[:, None]),
             ("visual", visual, frames),
@@ -188,9 +189,9 @@ def test_timm_opens_them_where_there_is_no_earsight(tmp_path):
     assert done.returncode == 0, done.stderr
     found = torch.load(tmp_path / "found.pt", weights_only=True)
     with torch.no_grad():
-        expected = model.embed(fbank, frames)
-    for name, value in zip(("audio", "visual"), expected, strict=True):
-        torch.testing.assert_close(found[name], value, rtol=0, atol=1e-5)
+        expected = model.encoder.embed(fbank, frames)
+    for name in ("audio", "visual"):
+        torch.testing.assert_close(found[name], getattr(expected, name), rtol=0, atol=1e-5)
 
 
 def test_the_published_export_loads_strictly(tmp_path):

@@ -12,9 +12,9 @@ from support.sources import mae_state, randomize, small_vit
 
 from datasets.loading.loader import DataConfig
 from engine.config import PretrainConfig
-from engine.tasks.pretrain import build_objective
+from engine.tasks.pretrain import initial_objective
 from engine.training.checkpoint import CheckpointState
-from models import AudioVisualClassifier, AudioVisualEncoder, FbankConfig, ModelConfig
+from models import AudioVisualClassifier, AudioVisualEncoder, CavMaeModelConfig, FbankConfig
 from models.layers.position import sincos_2d
 from models.weights.errors import WeightsError
 from models.weights.initialize import Outcome, initialize
@@ -33,8 +33,10 @@ def published(kind: str) -> SourceWeights:
     return source_of(state, SourceKind.cav_mae)
 
 
-def published_config(**overrides) -> ModelConfig:
-    return published("pretrain").model_config(num_heads=2, decoder_num_heads=4, **overrides)
+def published_config(**overrides) -> CavMaeModelConfig:
+    config = published("pretrain").model_config(num_heads=2, decoder_num_heads=4, **overrides)
+    assert isinstance(config, CavMaeModelConfig)
+    return config
 
 
 def test_every_tensor_of_both_sides_is_accounted_for_once():
@@ -194,7 +196,7 @@ def test_the_report_can_be_read():
 
 
 def test_pretraining_begins_with_the_weights_it_is_given(tmp_path):
-    config = ModelConfig("cav_mae_tiny", **SMALL)
+    config = CavMaeModelConfig("cav_mae_tiny", **SMALL)
     donor = randomize(small_model())
     folder = tmp_path / "step_00000001"
     folder.mkdir()
@@ -203,21 +205,21 @@ def test_pretraining_begins_with_the_weights_it_is_given(tmp_path):
     (folder / "config.yaml").write_text(f"model:\n  name: cav_mae_tiny{text}\n")
     fbank = {"target_length": config.audio_length, "num_mel_bins": config.num_mel_bins}
     run = PretrainConfig(DataConfig("nowhere"), init=str(folder), model=config, fbank=FbankConfig(**fbank))
-    model = build_objective(run).model
+    model = initial_objective(run).model
     assert all(torch.equal(value, donor.state_dict()[name]) for name, value in model.state_dict().items())
     assert read_weights(folder).config == config
 
 
 def test_a_begun_run_needs_no_init(tmp_path):
-    config = ModelConfig("cav_mae_tiny", **SMALL)
+    config = CavMaeModelConfig("cav_mae_tiny", **SMALL)
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
     gone = str(tmp_path / "gone")
     run = PretrainConfig(
         DataConfig("nowhere"), output_dir=str(tmp_path / "run"), init=gone, model=config, fbank=fbank
     )
     with pytest.raises((WeightsError, FileNotFoundError), match="gone"):
-        build_objective(run)
+        initial_objective(run)
     checkpoint = tmp_path / "run" / "checkpoints" / "step_00000003"
     checkpoint.mkdir(parents=True)
     (checkpoint / "state.json").write_text(json.dumps(asdict(CheckpointState(3, 1, 0, "2", "0"))))
-    build_objective(run)
+    initial_objective(run)

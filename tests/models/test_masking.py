@@ -3,14 +3,14 @@
 import pytest
 import torch
 
-from models import MaskConfig, Masker, MaskStrategy, ModelConfig
+from models import CavMaeModelConfig, MaskConfig, Masker, MaskStrategy
 from models.layers.masking import mask_from_noise
 
 STRATEGIES = list(MaskStrategy)
 
 
 def masker(strategy=MaskStrategy.random, ratio=0.75, **sizes):
-    return Masker(ModelConfig(mask=MaskConfig(ratio, ratio, strategy), **sizes))
+    return Masker(CavMaeModelConfig(mask=MaskConfig(ratio, ratio, strategy), **sizes))
 
 
 def noise(batch=16, length=512, seed=0):

@@ -6,7 +6,8 @@ from support.small_models import SMALL, full_loss, gradients, inputs, small_mode
 from timm.models.vision_transformer import Block as TimmBlock
 from torch import nn
 
-from models import AudioVisualEncoder, ModelConfig, create_model, list_models
+from models import AudioVisualEncoder, AudioVisualMAE, CavMaeModelConfig
+from models.cav_mae.config import PRESETS
 from models.classifier import AudioVisualClassifier
 from models.layers.blocks import attend
 
@@ -51,9 +52,9 @@ def test_encoder_equals_timm_blocks_in_sequence(joint_depth):
         torch.testing.assert_close(getattr(streams, name), x, atol=2e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", list_models())
+@pytest.mark.parametrize("name", PRESETS)
 def test_every_parameter_gets_a_gradient(name):
-    model = create_model(name, image_size=32, audio_length=32, num_mel_bins=32)
+    model = AudioVisualMAE(CavMaeModelConfig(name, image_size=32, audio_length=32, num_mel_bins=32))
     full_loss(model, inputs(model.config, batch=2)).backward()
     for parameter_name, gradient in gradients(model).items():
         assert gradient.abs().max() > 0, parameter_name
@@ -118,12 +119,12 @@ def test_parts_not_asked_for_are_not_computed():
 
 
 def test_embed_takes_what_is_present():
-    model = small_model()
-    fbank, frames, _, _ = inputs(model.config)
-    both = model.embed(fbank, frames)
-    alone = model.embed(fbank), model.embed(frames=frames)
-    assert alone[0][1] is alone[1][0] is None
-    torch.testing.assert_close((alone[0][0], alone[1][1]), both, atol=0, rtol=0)
+    encoder = small_model().encoder
+    fbank, frames, _, _ = inputs(encoder.config)
+    both = encoder.embed(fbank, frames[:, None])
+    sound, picture = encoder.embed(fbank, None), encoder.embed(None, frames[:, None])
+    assert sound.visual is sound.joint is picture.audio is picture.joint is None
+    torch.testing.assert_close((sound.audio, picture.visual), (both.audio, both.visual), atol=0, rtol=0)
 
 
 def test_bfloat16_autocast_is_close_to_float32():
@@ -167,7 +168,7 @@ def test_activation_checkpointing_changes_no_gradient():
 
 
 def test_no_weight_decay_names_parameters():
-    for model in (small_model(), AudioVisualClassifier(ModelConfig("cav_mae_tiny", **SMALL), 3)):
+    for model in (small_model(), AudioVisualClassifier(CavMaeModelConfig("cav_mae_tiny", **SMALL), 3)):
         names = model.no_weight_decay()
         assert names <= {name for name, _ in model.named_parameters()}
         assert {"encoder.audio.modality_embed", "encoder.visual.modality_embed"} <= names
@@ -184,7 +185,7 @@ def test_patches_round_trip():
 
 
 def test_wrong_inputs_are_named():
-    encoder = AudioVisualEncoder(ModelConfig("cav_mae_tiny", **SMALL))
+    encoder = AudioVisualEncoder(CavMaeModelConfig("cav_mae_tiny", **SMALL))
     with pytest.raises(ValueError, match="neither"):
         encoder()
     with pytest.raises(ValueError, match="audio_length"):

@@ -7,7 +7,7 @@ import torch
 from support.small_models import small_model
 from support.sources import mae_state, randomize
 
-from models import FbankConfig, PretrainedEncoders, load_pretrained
+from models import CavMaeModelConfig, FbankConfig, PretrainedEncoders, load_pretrained
 from models.cav_mae.mae import pool
 from models.weights.description import Description
 from models.weights.errors import WeightsError
@@ -108,6 +108,7 @@ def test_published_files_load_in_one_line(tmp_path):
     save_file(state, tmp_path / "cav.safetensors")
     encoders = load_pretrained(tmp_path / "cav.safetensors", num_heads=2, decoder_num_heads=4)
     assert not encoders.training
+    assert isinstance(encoders.config, CavMaeModelConfig)
     assert encoders.config.layer_norm_eps == 1e-5
     assert encoders.fbank.mean == -5.081
     with torch.no_grad():

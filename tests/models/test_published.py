@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from support.published import load_published
 from support.small_models import SMALL, small_model
 
-from models import AudioVisualEncoder, ModelConfig
+from models import AudioVisualEncoder, CavMaeModelConfig
 from models.classifier import AudioVisualClassifier
 from models.weights.errors import WeightsError
 from models.weights.initialize import Outcome
@@ -49,11 +49,12 @@ def test_back_and_forth_is_exact(state):
 
 @pytest.mark.parametrize("kind", ["mae", "classifier"])
 def test_our_models_survive_the_way_out_and_back(kind):
-    config = ModelConfig("cav_mae_tiny", **(SMALL | {"joint_depth": 2, "layer_norm_eps": 1e-5}))
+    config = CavMaeModelConfig("cav_mae_tiny", **(SMALL | {"joint_depth": 2, "layer_norm_eps": 1e-5}))
     model = small_model(joint_depth=2) if kind == "mae" else AudioVisualClassifier(config, 5)
     known = {"num_heads": 2, "decoder_num_heads": 2, "num_mel_bins": 32}
     again, _ = load_published(to_published(model), **known)
     assert type(again) is type(model)
+    assert isinstance(again.config, CavMaeModelConfig)
     assert again.config.architecture.joint_depth == 2
     for name, value in model.state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
@@ -87,4 +88,4 @@ def test_config_of_a_published_vit_b_is_the_preset():
         }
         shapes |= {f"blocks_a.{i}.norm1.bias": torch.empty(768) for i in range(11)}
         shapes |= {f"decoder_blocks.{i}.norm1.bias": torch.empty(512) for i in range(8)}
-    assert infer_config(shapes) == ModelConfig("cav_mae_base", layer_norm_eps=1e-5)
+    assert infer_config(shapes) == CavMaeModelConfig("cav_mae_base", layer_norm_eps=1e-5)

@@ -78,7 +78,8 @@ def test_predictions(ref):
 
 
 def test_retrieval_features(ref):
-    audio, visual = ref.model.embed(ref.tensors["input.fbank"], ref.tensors["input.frame"])
+    found = ref.model.encoder.embed(ref.tensors["input.fbank"], ref.tensors["input.frame"])
+    audio, visual = found.audio, found.visual
     ref.expect("feature_audio", audio)
     ref.expect("feature_visual", visual)
 

@@ -8,9 +8,9 @@ from jsonargparse import ArgumentParser
 from support.small_models import SMALL, inputs, small_model
 
 from models import (
+    CavMaeModelConfig,
     MaskConfig,
     MaskStrategy,
-    ModelConfig,
     build_model,
     create_model,
     list_models,
@@ -22,7 +22,7 @@ from models.cav_mae.config import PRESETS
 
 def test_every_preset_is_a_model_of_its_name():
     assert list_models() == sorted(PRESETS)
-    assert create_model("cav_mae_tiny").config == ModelConfig("cav_mae_tiny")
+    assert create_model("cav_mae_tiny").config == CavMaeModelConfig("cav_mae_tiny")
 
 
 @pytest.mark.parametrize("name", ["cav_mae_bas", "cav-mae-base", "CAV_MAE_BASE"])
@@ -30,7 +30,7 @@ def test_unknown_name_is_named_with_the_nearest(name):
     with pytest.raises(ValueError, match=f"unknown model '{name}'.*cav_mae_base"):
         create_model(name)
     with pytest.raises(ValueError, match=f"unknown model '{name}'"):
-        ModelConfig(name)
+        CavMaeModelConfig(name)
 
 
 def test_unknown_override_is_named_with_the_nearest():
@@ -65,7 +65,7 @@ def test_every_width_and_depth_can_be_overridden():
 )
 def test_impossible_sizes_are_named(overrides: dict[str, Any], message):
     with pytest.raises(ValueError, match=message):
-        ModelConfig(**overrides)
+        CavMaeModelConfig(**overrides)
 
 
 @pytest.mark.parametrize(
@@ -81,25 +81,25 @@ def test_config_comes_out_of_yaml(tmp_path):
     path.write_text("model:\n  name: cav_mae_tiny\n  embed_dim: 96\n  mask: {audio_strategy: time}\n")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--config", action="config")
-    parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
+    parser.add_argument("--model", type=CavMaeModelConfig, default=CavMaeModelConfig())
     parsed = parser.instantiate(parser.parse_args([f"--config={path}", "--model.num_heads=2"]))
-    expected = ModelConfig(
+    expected = CavMaeModelConfig(
         "cav_mae_tiny", embed_dim=96, num_heads=2, mask=MaskConfig(audio_strategy=MaskStrategy.time)
     )
     assert parsed["model"] == expected
 
 
 def test_build_model_is_create_model_of_the_config():
-    config = ModelConfig("cav_mae_tiny", **SMALL)
+    config = CavMaeModelConfig("cav_mae_tiny", **SMALL)
     assert build_model(config).config == config
 
 
 def test_training_flops_of_the_published_setting():
     # ViT-B, 128 + 49 tokens kept of 512 + 196, three streams through the joint block.
-    assert training_flops(ModelConfig()) == pytest.approx(206.2e9, rel=1e-3)
-    without = training_flops(ModelConfig(), contrast=False)
+    assert training_flops(CavMaeModelConfig()) == pytest.approx(206.2e9, rel=1e-3)
+    without = training_flops(CavMaeModelConfig(), contrast=False)
     one_block_of_177_tokens = 3 * 2 * 177 * 12 * 768**2
-    assert training_flops(ModelConfig()) - without == pytest.approx(one_block_of_177_tokens)
+    assert training_flops(CavMaeModelConfig()) - without == pytest.approx(one_block_of_177_tokens)
 
 
 def test_training_flops_count_the_linear_layers_that_run():

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from support.processes import run_ranks
 from support.small_models import SMALL, small_model
 from support.sources import Calls, Hostile, mae_state, small_vit
 
-from models import ModelConfig
+from models import CavMaeModelConfig
 from models.weights.description import Description, save_described
 from models.weights.errors import UnsafeFileError, WeightsError
 from models.weights.initialize import Outcome, initialize
@@ -23,7 +24,7 @@ from models.weights.tensor_files import locate, read_file
 from models.weights.unpickle import load_tensors
 
 REFERENCE = Path(__file__).parents[1] / "reference" / "cav_mae_norm_pix.safetensors"
-CONFIG = ModelConfig("cav_mae_tiny", **SMALL)
+CONFIG = CavMaeModelConfig("cav_mae_tiny", **SMALL)
 
 
 def write_checkpoint(run: Path, step: int, *, complete: bool = True) -> Path:
@@ -94,7 +95,7 @@ def test_published_files_under_any_wrapping(kind, tmp_path):
         assert source.state.keys() == {name.removeprefix("module.") for name in state}
         assert source.num_classes == (7 if kind == "finetune" else None)
     assert list(found[2].left) == ["epoch"]
-    config = found[0].model_config(num_heads=2, decoder_num_heads=4)
+    config = cast(CavMaeModelConfig, found[0].model_config(num_heads=2, decoder_num_heads=4))
     assert config.architecture.modality_depth == 11
     with pytest.raises(WeightsError, match="num_heads cannot be told"):
         found[0].model_config()
@@ -107,7 +108,7 @@ def test_the_config_of_a_mae_file_is_inferred(tmp_path):
     with pytest.raises(WeightsError, match="num_heads"):
         source.model_config()
     config = source.model_config(num_heads=2, decoder_num_heads=2, audio_length=64, num_mel_bins=32)
-    arch = config.architecture
+    arch = cast(CavMaeModelConfig, config).architecture
     assert (arch.embed_dim, arch.modality_depth, arch.joint_depth) == (32, 2, 1)
     assert (arch.decoder_embed_dim, arch.decoder_depth) == (16, 1)
     assert config.image_size == 32
@@ -118,7 +119,7 @@ def test_a_timm_model_by_name_must_be_that_model(tmp_path):
     save_file(model.state_dict(), tmp_path / "vit.safetensors")
     source = read_weights(f"timm:vit_tiny_patch16_224:{tmp_path / 'vit.safetensors'}")
     assert source.num_heads == 3
-    assert source.model_config().architecture.num_heads == 3
+    assert source.model_config().encoder_heads == 3
     with pytest.raises(WeightsError, match=r"missing .*dist_token"):
         read_weights(f"timm:deit_tiny_distilled_patch16_224:{tmp_path / 'vit.safetensors'}")
     with pytest.raises(WeightsError, match="no model 'vit_tinny'"):

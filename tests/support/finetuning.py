@@ -23,7 +23,7 @@ from engine.tasks.probe_head import fit_head
 from engine.training.checkpoint import load_weights
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
-from engine.training.trainer import TrainConfig
+from engine.training.train_config import TrainConfig
 from engine.training.weight_average import AveragingConfig
 from models import FbankConfig
 
@@ -47,7 +47,11 @@ def small_config(
     model = small_model_config()
     parallel = ParallelConfig(global_batch_size=BATCH, precision="fp32", zero_stage=zero_stage)
     settings: dict[str, Any] = {"steps": steps, "log_interval": 1, "checkpoint_interval": 3}
-    halving = ScheduleConfig() if cosine else ScheduleConfig(halve_from_epoch=1, halve_every_epochs=0.5)
+    halving = (
+        ScheduleConfig()
+        if cosine
+        else ScheduleConfig(kind="halving", halve_from_epoch=1, halve_every_epochs=0.5)
+    )
     return FinetuneConfig(
         data=DataConfig(shards, shards, num_workers=0),
         output_dir=run,

@@ -20,7 +20,8 @@ from engine.parallel.deepspeed_engine import ParallelConfig
 from engine.parallel.world import World, distributed
 from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.runlog import RunLog, logger
-from engine.training.trainer import TrainConfig, Trainer, TrainingError
+from engine.training.train_config import TrainConfig
+from engine.training.trainer import Trainer, TrainingError
 
 
 class Spoilt(CavMae):

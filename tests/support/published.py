@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor
 
-from models.pretrained import Model, load_model
+from models.pretrained import load_model
 from models.weights.initialize import InitReport
 from models.weights.sources import SourceKind, SourceWeights
 
 
-def load_published(state: Mapping[str, Tensor], **known: Any) -> tuple[Model, InitReport]:
+def load_published(state: Mapping[str, Tensor], **known: Any) -> tuple[Any, InitReport]:
     """The model that published tensors, with or without ``module.``, describe and fill."""
     bare = {name.removeprefix("module."): value for name, value in state.items()}
     return load_model(SourceWeights(SourceKind.cav_mae, Path("published.pth"), bare), **known)

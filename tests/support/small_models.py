@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models import AudioVisualMAE, MAEOutput, ModelConfig, create_model, info_nce, reconstruction_loss
+from models import AudioVisualMAE, CavMaeModelConfig, MAEOutput, info_nce, reconstruction_loss
 
 SMALL: dict[str, Any] = {
     "image_size": 32,
@@ -25,10 +25,10 @@ SMALL: dict[str, Any] = {
 def small_model(**overrides: Any) -> AudioVisualMAE:
     """The same weights for the same overrides."""
     torch.manual_seed(0)
-    return create_model("cav_mae_tiny", **(SMALL | overrides))
+    return AudioVisualMAE(CavMaeModelConfig("cav_mae_tiny", **(SMALL | overrides)))
 
 
-def inputs(config: ModelConfig, batch: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(config: CavMaeModelConfig, batch: int = 3, seed: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """fbank, frames and the noise of both masks."""
     generator = torch.Generator().manual_seed(seed)
     return (

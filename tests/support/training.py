@@ -11,29 +11,32 @@ from typing import Any
 import torch
 
 from datasets.batch import AVBatch
+from datasets.loading.loader import DataConfig
+from engine.config import RunConfig
 from engine.objectives.base import Objective
 from engine.objectives.cav_mae import CavMae, CavMaeConfig
 from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
 from engine.parallel.world import World, distributed
 from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
 from engine.training.schedule import ScheduleConfig
-from engine.training.trainer import TrainConfig, Trainer, TrainingData
-from models import FbankConfig, ModelConfig, build_model
+from engine.training.train_config import TrainConfig
+from engine.training.trainer import Trainer, TrainingData
+from models import AudioVisualMAE, CavMaeModelConfig, FbankConfig
 
 NUM_CLIPS = 24
 
 
-def small_model_config(**overrides: Any) -> ModelConfig:
+def small_model_config(**overrides: Any) -> CavMaeModelConfig:
     sizes: dict[str, Any] = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32, "embed_dim": 24}
     rest = {"num_heads": 2, "modality_depth": 1, "decoder_embed_dim": 16, "decoder_depth": 1}
-    return ModelConfig(name="cav_mae_tiny", decoder_num_heads=2, **{**sizes, **rest, **overrides})
+    return CavMaeModelConfig(name="cav_mae_tiny", decoder_num_heads=2, **{**sizes, **rest, **overrides})
 
 
 def small_objective(seed: int = 0, **settings: Any) -> CavMae:
     torch.manual_seed(seed)
     config = small_model_config()
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
-    return CavMae(build_model(config), fbank, CavMaeConfig(**{"contrast_weight": 0.1, **settings}))
+    return CavMae(AudioVisualMAE(config), fbank, CavMaeConfig(**{"contrast_weight": 0.1, **settings}))
 
 
 def make_batch(rows: list[int]) -> AVBatch:
@@ -78,17 +81,15 @@ def make_trainer(
     def all_batches(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
         return micro_batches(world.rank, world.size, train.parallel, start_step, skipped)
 
-    return Trainer(
-        objective or small_objective(),
-        train,
-        optimizer or OptimizerConfig(lr=1e-3),
-        ScheduleConfig(warmup_epochs=1),
-        TrainingData(NUM_CLIPS, loader or all_batches),
-        world,
-        run,
-        "model: small\n",
-        **options,
+    config = RunConfig(
+        data=DataConfig(train="batches are made up"),
+        output_dir=str(run),
+        train=train,
+        optimizer=optimizer or OptimizerConfig(lr=1e-3),
+        schedule=ScheduleConfig(warmup_epochs=1),
     )
+    data = TrainingData(NUM_CLIPS, loader or all_batches)
+    return Trainer(objective or small_objective(), config, data, world, "model: small\n", **options)
 
 
 def gradients(cases: list[dict]) -> list[dict]:

@@ -1,0 +1,25 @@
+"""What else is to be done after some steps, beside logging, evaluating and saving."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from torch import nn
+
+
+class Hook(Protocol):
+    """Something done after certain steps, once their numbers are known to be finite."""
+
+    def check(self, step: int, total_steps: int) -> None:
+        """Makes sure, before anything is trained, that a run that goes on at ``step`` can do it.
+
+        Raises:
+            ValueError: It can't; the keys to change are named.
+        """
+
+    def due(self, step: int) -> bool:
+        """Whether it is to be done after ``step``; every rank gets the same answer."""
+        ...
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """Does it, on the main rank, before a checkpoint of the same step: a resumed run does not come here again."""
