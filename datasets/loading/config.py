@@ -39,6 +39,7 @@ class DataConfig:
         val: The same of the held-out set; None for none.
         num_workers: Reader processes of each rank; 0 reads in the training process.
         prefetch_factor: Batches that each worker reads ahead.
+        distinct_videos: No two clips of one video in a global batch, where ids tell (``VIDEO_SEGMENT``).
         shuffle_window: Shards among which clips are shuffled at a time.
         cache_dir: Folder for shards fetched from URLs; None where all are local.
         cache_gb: Upper bound of that folder in 10^9 bytes.
@@ -53,6 +54,7 @@ class DataConfig:
     num_workers: int = 4
     prefetch_factor: int = 4
     shuffle_window: int = 16
+    distinct_videos: bool = False
     cache_dir: str | None = None
     cache_gb: float = 50.0
     max_bad_fraction: float = 0.01

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 
 from datasets.batch import AVBatch, Ticket, collate
 from datasets.loading.config import NUM_SAMPLES, ClipNeeds, DataConfig, WeightedSet
+from datasets.loading.distinct import DistinctVideos, video_numbers
 from datasets.loading.frames import EvenFrames, FrameChoice, all_frames, middle_frame, random_frame
 from datasets.loading.joined import JoinedReader, common_labels, training_order
 from datasets.loading.plan import EvaluationBatches, EvaluationPlan, SamplePlan, TrainingBatches
@@ -133,6 +134,9 @@ def train_loader(
         share.seed,
         config.shuffle_window,
     )
+    if config.distinct_videos:
+        videos = video_numbers([reader.table for reader in readers])
+        order = DistinctVideos(order, videos, share.global_batch_size)
     plan = SamplePlan(order, share.seed, share.global_batch_size)
     batches = TrainingBatches(
         plan,

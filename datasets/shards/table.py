@@ -22,6 +22,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -134,6 +135,11 @@ class ClipTable:
         """The clip's id."""
         first, last = self._id_offsets[row : row + 2].tolist()
         return self._id_bytes[first:last].tobytes().decode()
+
+    def ids(self) -> Iterator[str]:
+        """The ids of all clips, in order."""
+        text, offsets = self._id_bytes.tobytes(), self._id_offsets.tolist()
+        return (text[first:last].decode() for first, last in pairwise(offsets))
 
     def shard_of(self, row: int) -> int:
         """Place of the clip's shard in ``shards``."""
