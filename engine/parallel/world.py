@@ -143,15 +143,19 @@ def gather_rows(rows: Tensor) -> Tensor:
     """Joins every rank's rows, keeping the gradient to each rank's own.
 
     Args:
-        rows: (b, D) of this rank, the same b on every rank.
+        rows: (b, ...) of this rank, the same shape on every rank.
 
     Returns:
-        (b · world size, D) in rank order. Under data parallelism that averages gradients over the ranks, a loss on
+        (b · world size, ...) in rank order. Under data parallelism that averages gradients over the ranks, a loss on
         local rows against these columns has exactly the gradient of one process with the joint batch.
     """
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    return torch.cat(all_gather_with_gradient(rows.contiguous()))
+    everyone = torch.cat(all_gather_with_gradient(rows.contiguous()))
+    if everyone.requires_grad:
+        # Gradients are exchanged as they lie in memory: a transposed one would arrive with its values in other places.
+        everyone.register_hook(lambda gradient: gradient.contiguous())
+    return everyone
 
 
 def rank() -> int:
