@@ -11,10 +11,10 @@ nothing of the parent's, and ends when the parent is gone.
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import io
 import os
-import pickle
 import signal
 import traceback
 import warnings
@@ -22,7 +22,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, Generic, ParamSpec, TypeVar
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import torch
 
@@ -67,7 +68,7 @@ class Guard(Generic[P, R]):
         for _ in range(2):
             answer = self._ask(content)
             if answer is not None:
-                kind, value = pickle.loads(answer)
+                kind, value = _loads(answer)
                 if kind == "error":
                     raise value
                 return value
@@ -127,6 +128,7 @@ class Guard(Generic[P, R]):
 def _serve(connection: Connection, function: Callable[..., Any]) -> None:
     """The child's life, which ends when the other end is gone."""
     try:
+        faulthandler.disable()  # the parent says what became of the clip
         gc.freeze()  # what was the parent's is never collected here
         # A cluster warns every process of a job; the parent ends this one when it has done its last step.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
@@ -134,7 +136,7 @@ def _serve(connection: Connection, function: Callable[..., Any]) -> None:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         torch.set_num_threads(1)
         while True:
-            args, kwargs = pickle.loads(connection.recv_bytes())
+            args, kwargs = _loads(connection.recv_bytes())
             connection.send_bytes(_answer(function, args, kwargs))
     except BaseException:
         pass
@@ -150,14 +152,14 @@ def _answer(function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[st
         error.add_note(seen)
         try:
             answer = _dumps(("error", error))
-            pickle.loads(answer)
+            _loads(answer)
         except Exception:  # an error that can't cross over
             answer = _dumps(("error", RuntimeError(f"{type(error).__name__}: {error}\n{seen}")))
         return answer
 
 
-class _Pickler(pickle.Pickler):
-    """Tensors as arrays: torch's own pickling is slow, or hands over shared memory."""
+class _Pickler(ForkingPickler):
+    """Tensors as arrays; torch's own way hands over shared memory, which a child that dies may leave behind."""
 
     def reducer_override(self, obj: Any) -> Any:
         if isinstance(obj, torch.Tensor):
@@ -165,7 +167,10 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
+_loads: Callable[[bytes], Any] = cast(Any, ForkingPickler).loads  # what the stubs have no word of
+
+
 def _dumps(value: object) -> bytes:
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=5).dump(value)
+    _Pickler(buffer, 5).dump(value)
     return buffer.getvalue()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 from engine.parallel.allocator import keep_freed_memory
+
+_JOIN_SECONDS = 30.0  # joining takes a second or two
 
 
 @dataclass(frozen=True)
@@ -108,17 +111,37 @@ def _join(timeout: timedelta) -> World:
     else:
         keep_freed_memory()
     deepspeed = import_deepspeed()
-    deepspeed.init_distributed(
-        "nccl" if cuda else "gloo",
-        auto_mpi_discovery=False,
-        verbose=False,
-        timeout=timeout,
-        init_method="env://",
-    )
+    with _waiting_is_said():
+        deepspeed.init_distributed(
+            "nccl" if cuda else "gloo",
+            auto_mpi_discovery=False,
+            verbose=False,
+            timeout=timeout,
+            init_method="env://",
+        )
     size = dist.get_world_size()
     control = dist.new_group(backend="gloo", timeout=timeout) if size > 1 else None
     assert control is None or isinstance(control, dist.ProcessGroup)
     return World(dist.get_rank(), size, device, control)
+
+
+@contextmanager
+def _waiting_is_said() -> Iterator[None]:
+    """Says what is waited for where the other processes have not come after ``_JOIN_SECONDS``."""
+    variables = os.environ
+    logger = logging.getLogger("earsight")
+    what = (
+        "rank %s still waits for the other processes of %s at %s:%s; is each of them running, with the same "
+        "MASTER_ADDR, MASTER_PORT and WORLD_SIZE?"
+    )
+    named = [variables[name] for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")]
+    timer = threading.Timer(_JOIN_SECONDS, logger.error, (what, *named))  # an error: every rank is to say it
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def import_deepspeed() -> Any:
