@@ -18,6 +18,7 @@ setup(
         "datasets.media",
         "datasets.prepare",
         "datasets.shards",
+        "datasets.manifests",
         "datasets.synthetic",
         "engine",
         "engine.demo",

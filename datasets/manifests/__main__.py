@@ -1,0 +1,5 @@
+"""``python -m datasets.manifests``."""
+
+from datasets.manifests.run import main
+
+main()

@@ -1,0 +1,32 @@
+"""VGGSound: one sound class for each clip of ten seconds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+from datasets.manifests.rows import Found, ManifestError, ManifestRow, clean_text, find_one, list_media
+
+
+def read_vggsound(folder: Path) -> Found:
+    """VGGSound: ``vggsound.csv`` and clips ``ID_000030.mp4`` at any depth.
+
+    Raises:
+        ManifestError: The CSV is missing, or a row is not id, start, label, split.
+    """
+    found = Found(folder)
+    table = find_one(folder, "vggsound.csv", "id, start, label, split")
+    files = list_media(folder, (".mp4", ".mkv", ".webm"))
+    places = {Path(name).stem: name for name in files}
+    rows = csv.reader(io.StringIO(clean_text(table.read_bytes()), newline=""), skipinitialspace=True)
+    for cells in rows:
+        where = f"{table.name}:{rows.line_num}"
+        if len(cells) != 4 or not cells[1].strip().isdigit():
+            raise ManifestError(f"{table}:{rows.line_num}: {cells} is not id, start, label, split")
+        name = f"{cells[0]}_{int(cells[1]):06d}"
+        found.add(
+            ManifestRow(places.get(name, f"{name}.mp4"), {"sound": cells[2]}, "", cells[3].strip()), where
+        )
+    found.note_extra(files)
+    return found

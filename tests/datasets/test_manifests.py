@@ -1,0 +1,216 @@
+"""Published label forms with their oddities, to manifests and through ``datasets.prepare``."""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from support.films import config
+from support.videos import write_video
+
+from datasets.manifests.meld import read_meld, seconds
+from datasets.manifests.rows import ManifestError
+from datasets.manifests.run import main
+from datasets.manifests.speech import read_crema_d, read_iemocap, read_mosei, read_ravdess
+from datasets.manifests.vggsound import read_vggsound
+from datasets.prepare.run import prepare
+from datasets.shards.manifest import ShardIndex, label_tasks
+from datasets.shards.scan import scan_shard
+
+HEADER = (
+    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
+)
+NO_VIDEO = b"no video"
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(NO_VIDEO)
+
+
+def meld_row(text: str, emotion: str, sentiment: str, dialogue: int, utterance: int, times=None) -> str:
+    start, end = times or ("0:00:01,000", "00:00:02,500")
+    return f'1,"{text}",Ross,{emotion},{sentiment},{dialogue},{utterance},1,2,"{start}","{end}"\r\n'
+
+
+@pytest.fixture
+def meld(tmp_path) -> Path:
+    """A MELD of nine rows with what is odd about the published one."""
+    root = tmp_path / "MELD.Raw"
+    touch(root / "train" / "train_splits", "dia0_utt0.mp4", "dia125_utt3.mp4", "dia0_utt9.mp4")
+    touch(root / "dev" / "dev_splits_complete", "dia0_utt0.mp4")
+    test = root / "test" / "output_repeated_splits_test"
+    touch(test, "dia0_utt0.mp4", "dia0_utt1.mp4", "final_videos_testdia0_utt1.mp4", "._dia0_utt0.mp4")
+    (test / "dia1_utt0.mp4").write_bytes(b"")
+    train = HEADER + meld_row(
+        "I can\x92t, “no”", "neutral", "neutral", 0, 0
+    )  # U+0092, as older copies have it
+    train += meld_row("Broken", "anger", "negative", 125, 3) + meld_row("Twice", "joy", "positive", 0, 0)
+    (root / "train" / "train_sent_emo.csv").write_bytes(train.encode())
+    dev = HEADER + meld_row("Hi", "joy", "positive", 0, 0) + meld_row("Gone", "fear", "negative", 110, 7)
+    (root / "dev_sent_emo.csv").write_bytes(dev.encode())
+    rows = HEADER + meld_row("Caf\xe9 \x92s", "sadness", "negative", 0, 0).replace("\x92", "’")
+    rows += meld_row("Recut", "disgust", "negative", 0, 1)
+    rows += meld_row("Nothing", "surprise", "positive", 1, 0, ("0:16:16,059", "00:16:16,059"))
+    (root / "test_sent_emo.csv").write_bytes(rows.encode("cp1252"))
+    return root
+
+
+def test_meld_as_it_is(meld):
+    found = read_meld(meld)
+    rows = {row.path: row for row in found.rows.values()}
+    assert len(rows) == 7
+    first = rows["train/train_splits/dia0_utt0.mp4"]
+    assert first.text == "I can’t, “no”"
+    assert (first.labels, first.split) == ({"emotion": "neutral", "sentiment": "neutral"}, "train")
+    assert rows["test/output_repeated_splits_test/dia0_utt0.mp4"].text == "Café ’s"
+    assert Counter(row.split for row in rows.values()) == {"train": 2, "dev": 2, "test": 3}
+    kinds = Counter(problem.kind for problem in found.problems)
+    assert kinds == {
+        "duplicate": 1, "known_broken": 2, "missing": 1, "zero_length": 1, "empty_file": 1, "extra": 2,
+    }  # fmt: skip
+    where = {problem.kind: problem.where for problem in found.problems}
+    assert where["duplicate"] == "train_sent_emo.csv:4"
+    assert where["missing"] == "dev_sent_emo.csv:3"
+    extras = sorted(problem.where for problem in found.problems if problem.kind == "extra")
+    assert [Path(name).name for name in extras] == ["final_videos_testdia0_utt1.mp4", "dia0_utt9.mp4"]
+    recut = read_meld(meld, recut=True)
+    paths = {Path(row.path).name for row in recut.rows.values()}
+    assert "final_videos_testdia0_utt1.mp4" in paths
+    assert "dia0_utt1.mp4" in {Path(p.where).name for p in recut.problems if p.kind == "extra"}
+    assert seconds("1:00:01,250") == 3601.25
+
+
+def test_the_command_writes_manifest_and_problems(meld, tmp_path, capsys):
+    out = tmp_path / "lists" / "meld.csv"
+    main(["meld", str(meld), str(out)])
+    printed = capsys.readouterr().out
+    assert "meld.csv: 7 rows" in printed
+    assert "missing 1" in printed
+    assert "python -m datasets.prepare" in printed
+    with out.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "text", "label.emotion", "label.sentiment", "split"]
+    assert rows[0]["path"] == "../MELD.Raw/train/train_splits/dia0_utt0.mp4"
+    with out.with_name("meld.problems.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 8
+
+
+def test_from_a_published_form_to_shards(meld, tmp_path):
+    for path in meld.rglob("dia0_utt*.mp4"):
+        if not path.name.startswith("."):
+            write_video(path, seconds=0.3)
+    out = tmp_path / "meld.csv"
+    main(["meld", str(meld), str(out)])
+    folders = prepare(config(out, tmp_path / "shards", min_seconds=0.1, clip_seconds=None, partial=True))
+    assert [folder.name for folder in folders] == ["dev", "test", "train"]
+    sizes = {folder.name: ShardIndex.load(folder).samples for folder in folders}
+    assert sizes == {"dev": 2, "test": 3, "train": 2}  # as text alone where the video is of no use
+    index = ShardIndex.load(folders[2])
+    assert {task: len(ids) for task, ids in label_tasks(index.labels).items()} == {
+        "emotion": 7,
+        "sentiment": 3,
+    }
+    samples = [s for shard in index.shards for s in scan_shard(folders[2] / shard.name).samples]
+    absent = {sample.metadata["id"].rsplit("/")[-1]: sample.metadata.get("absent") for sample in samples}
+    assert absent == {"dia0_utt0": None, "dia125_utt3": {"sound": "undecodable", "frames": "undecodable"}}
+
+
+def test_crema_d(tmp_path):
+    touch(tmp_path, "V/1001_DFA_ANG_XX.flv", "V/1076_MTI_SAD_XX.flv", "V/1001_DFA_ANX_XX.flv", "notes.mp4")
+    found = read_crema_d(tmp_path)
+    rows = {Path(row.path).stem: row for row in found.rows.values()}
+    assert rows["1001_DFA_ANG_XX"].labels == {"emotion": "anger"}
+    assert rows["1001_DFA_ANG_XX"].text == "Don't forget a jacket."
+    assert len(rows) == 2
+    assert [(p.kind, Path(p.where).stem) for p in found.problems] == [
+        ("extra", "1001_DFA_ANX_XX"), ("known_broken", "1076_MTI_SAD_XX"), ("extra", "notes"),
+    ]  # fmt: skip
+
+
+def test_ravdess(tmp_path):
+    names = [
+        "01-01-06-01-02-01-12.mp4",
+        "02-01-06-01-02-01-12.mp4",
+        "03-01-06-01-02-01-12.wav",
+        "01-01-09-01-02-01-12.mp4",
+    ]
+    touch(tmp_path / "Actor_12", *names)
+    found = read_ravdess(tmp_path)
+    (row,) = found.rows.values()
+    assert row.labels == {"emotion": "fearful", "intensity": "normal"}
+    assert row.text == "Dogs are sitting by the door."
+    assert [problem.kind for problem in found.problems] == ["extra"] * 3
+
+
+def test_iemocap(tmp_path):
+    dialog = tmp_path / "IEMOCAP_full_release" / "Session1" / "dialog"
+    touch(dialog / "avi" / "DivX", "Ses01F_impro01.avi", "Ses01F_impro02.avi", "._Ses01F_impro01.avi")
+    (dialog / "EmoEvaluation").mkdir()
+    (dialog / "transcriptions").mkdir()
+    (dialog / "EmoEvaluation" / "._Ses01F_impro01.txt").write_bytes(NO_VIDEO)
+    (dialog / "EmoEvaluation" / "Ses01F_impro01.txt").write_text(
+        "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
+        "[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\n"
+        "[10.0100 - 11.3925]\tSes01F_impro01_F001\txxx\t[2.5000, 2.5000, 2.5000]\n"
+        "[14.8872 - 18.0175]\tSes01F_impro01_M000\texc\t[2.5000, 2.5000, 2.5000]\n"
+    )
+    (dialog / "transcriptions" / "Ses01F_impro01.txt").write_text(
+        "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: not a line\n"
+    )
+    found = read_iemocap(tmp_path)
+    first, second = found.rows.values()
+    assert (first.labels, first.text, first.split) == ({"emotion": "neutral"}, "Excuse me.", "session1")
+    assert (first.start, first.end) == (6.2901, 8.2357)
+    assert (second.labels, second.text) == ({"emotion": "excitement"}, "")
+    assert [problem.kind for problem in found.problems] == ["no_label", "extra"]
+
+
+def test_mosei(tmp_path):
+    touch(tmp_path / "Raw", "-3g5yACwYnA/2.mp4", "-3g5yACwYnA/9.mp4")
+    (tmp_path / "label.csv").write_text(
+        "video_id,clip_id,text,label,label_T,label_A,label_V,annotation,mode\n"
+        '-3g5yACwYnA,2,"Key, is",1.0,,,,Positive,train\n'
+        "-3g5yACwYnA,3,gone,0,,,,Neutral,valid\n-3g5yACwYnA,4,x,0,,,,,test\n"
+    )
+    found = read_mosei(tmp_path)
+    first, second = found.rows.values()
+    assert (first.path, first.labels, first.text, first.split) == (
+        "Raw/-3g5yACwYnA/2.mp4", {"sentiment": "positive"}, "Key, is", "train",
+    )  # fmt: skip
+    assert second.split == "valid"
+    assert [problem.kind for problem in found.problems] == ["missing", "no_label", "extra"]
+
+
+def test_vggsound(tmp_path):
+    touch(tmp_path, "clips/---g-f_I2yQ_000001.mp4", "clips/other_000030.mp4")
+    (tmp_path / "vggsound.csv").write_text(
+        '---g-f_I2yQ,1,"people marching, loudly",test\ngone,30,dog,train\n'
+    )
+    found = read_vggsound(tmp_path)
+    first, second = found.rows.values()
+    assert (first.path, first.labels) == (
+        "clips/---g-f_I2yQ_000001.mp4",
+        {"sound": "people marching, loudly"},
+    )
+    assert (second.path, second.split) == ("gone_000030.mp4", "train")
+    assert [problem.kind for problem in found.problems] == ["missing", "extra"]
+
+
+def test_a_folder_that_is_not_the_set(tmp_path, meld, capsys):
+    (tmp_path / "empty").mkdir()
+    for form in ("meld", "crema_d", "ravdess", "iemocap", "mosei", "vggsound"):
+        with pytest.raises(SystemExit) as end:
+            main([form, str(tmp_path / "empty"), str(tmp_path / "out.csv")])
+        assert end.value.code == 2
+        assert str(tmp_path / "empty") in capsys.readouterr().err
+    assert not (tmp_path / "out.csv").exists()
+    (meld / "copy").mkdir()
+    (meld / "copy" / "dev_sent_emo.csv").write_text(HEADER)
+    with pytest.raises(ManifestError, match=r"should hold one dev_sent_emo.csv .*there are 2"):
+        read_meld(meld)
+    (meld / "copy" / "dev_sent_emo.csv").unlink()
+    (meld / "dev_sent_emo.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ManifestError, match="column 'Utterance' is missing"):
+        read_meld(meld)
