@@ -1,0 +1,113 @@
+"""A tiny config of every registered objective, made-up batches that suit it, and trainings of several at a time."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from support.training import make_trainer
+
+from datasets.batch import AVBatch
+from engine.objectives.base import PretrainingObjective
+from engine.objectives.registry import build_objective, objective_kind
+from engine.parallel.deepspeed_engine import ParallelConfig, build_engine
+from engine.parallel.world import World, distributed
+from engine.training.optimizer import OptimizerConfig, build_optimizer
+from engine.training.train_config import TrainConfig
+from models import FbankConfig, build_model, create_config
+
+#: By kind: the model's preset and settings, and the objective's. Inputs are 32 pixels and 32 × 32 spectrograms.
+TINY: dict[str, dict[str, Any]] = {
+    "cav_mae": {
+        "model": {
+            "name": "cav_mae_tiny", "embed_dim": 24, "num_heads": 2, "modality_depth": 1,
+            "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
+        },
+        "objective": {"contrast_weight": 0.1},
+    },
+}  # fmt: skip
+INPUT = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32}
+BATCH = 8
+STEPS = 4
+
+
+def tiny_objective(kind: str, **model: Any) -> PretrainingObjective[Any]:
+    """The same weights at each call."""
+    torch.manual_seed(0)
+    tiny = TINY[kind]
+    config = create_config(**{**INPUT, **tiny["model"], **model})
+    fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    settings = objective_kind(kind).config(kind=kind, **tiny["objective"])
+    settings.check(config)
+    return build_objective(build_model(config), fbank, settings)
+
+
+def tiny_batch(objective: PretrainingObjective[Any], rows: list[int]) -> AVBatch:
+    """Clips that are functions of their row, with as many frames as the objective's choice of ten stored ones."""
+    needs = objective.needs()
+    chosen = needs.train_frames(10, 0) if needs.train_frames else []
+    clips = [torch.Generator().manual_seed(1000 + row) for row in rows]
+    wave = [torch.randint(-9000, 9000, (needs.num_samples,), generator=g, dtype=torch.int16) for g in clips]
+    shape = (len(chosen), 3, needs.image_size, needs.image_size)
+    frames = [torch.randint(0, 256, shape, generator=g, dtype=torch.uint8) for g in clips]
+    return AVBatch(
+        ids=[f"clip{row}" for row in rows],
+        rows=torch.tensor(rows),
+        seeds=torch.tensor([7919 * row + 1 for row in rows]),
+        waveform=torch.stack(wave),
+        num_samples=torch.full((len(rows),), needs.num_samples),
+        frames=torch.stack(frames),
+        frame_index=torch.tensor([chosen] * len(rows)),
+        num_stored=torch.full((len(rows),), 10),
+    )
+
+
+def gradients(kinds: list[str]) -> list[dict]:
+    """For each kind the loss of this rank's part of the joint batch and every gradient, in one process group."""
+    from deepspeed.utils import safe_get_full_grad
+
+    results = []
+    with distributed() as world:
+        for kind in kinds:
+            objective = tiny_objective(kind)
+            parallel = ParallelConfig(global_batch_size=BATCH, precision="fp32")
+            optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
+            engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+            share = BATCH // world.size
+            values = engine(tiny_batch(objective, list(range(world.rank * share, (world.rank + 1) * share))))
+            engine.backward(values["loss"])
+            named = {name: safe_get_full_grad(p) for name, p in objective.model.named_parameters()}
+            grads = {name: grad.clone() for name, grad in named.items() if grad is not None}
+            results.append({"loss": world.sum(values["loss"].detach()) / world.size, "grads": grads})
+    return results
+
+
+def fits(runs: list[dict]) -> list[dict]:
+    """Trains one run after the other in one process group; one with ``stop`` sends itself SIGTERM in that step."""
+    with distributed() as world:
+        return [_fit(world, **run) for run in runs]
+
+
+def _fit(world: World, kind: str, run: str, zero_stage: Any = 0, stop: int = -1) -> dict:
+    parallel = ParallelConfig(global_batch_size=BATCH, zero_stage=zero_stage, precision="fp32")
+    train = TrainConfig(steps=STEPS, log_interval=1, checkpoint_interval=STEPS, parallel=parallel)
+    objective = tiny_objective(kind)
+
+    def loader(start: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+        share = BATCH // world.size
+        for step in range(start, STEPS + 2):
+            if step == stop and world.rank == 0:
+                os.kill(os.getpid(), signal.SIGTERM)
+            first = step * BATCH + world.rank * share
+            yield tiny_batch(objective, list(range(first, first + share)))
+
+    trainer = make_trainer(world, Path(run), train, objective=objective, loader=loader)
+    finished = trainer.fit()
+    beside = {
+        name: value.clone() for name, value in objective.state_dict().items() if name.split(".")[0] != "model"
+    }
+    return {"finished": finished, "step": trainer.step, "beside_model": beside}
