@@ -9,11 +9,11 @@ from models.cav_mae.workload import forward_flops, training_flops
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.encoders import Embeddings, Encoder
-from models.equiav import EquiAv, EquiAvEncoder, EquiAvModelConfig
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.layers.blocks import Streams
 from models.layers.masking import Mask, MaskConfig, Masker, MaskStrategy
 from models.losses import info_nce, normalize_patches, nt_xent, reconstruction_loss
+from models.mavil import MAVIL_FBANK, MavilEncoder, MavilMAE, MavilModelConfig
 from models.pretrained import PretrainedEncoders, load_pretrained
 from models.registry import (
     Family,
@@ -31,6 +31,7 @@ from models.sample_random import Stream, pass_stream, uniform
 from models.workload import Workload, parameter_count
 
 __all__ = [
+    "MAVIL_FBANK",
     "Architecture",
     "AudioFrontEnd",
     "AudioVisualClassifier",
@@ -40,9 +41,6 @@ __all__ = [
     "CavMaeModelConfig",
     "Embeddings",
     "Encoder",
-    "EquiAv",
-    "EquiAvEncoder",
-    "EquiAvModelConfig",
     "Family",
     "FbankConfig",
     "MAEOutput",
@@ -50,6 +48,9 @@ __all__ = [
     "MaskConfig",
     "MaskStrategy",
     "Masker",
+    "MavilEncoder",
+    "MavilMAE",
+    "MavilModelConfig",
     "ModelConfig",
     "PretrainedEncoders",
     "PublishedFormat",

@@ -63,13 +63,13 @@ def save_published(model: nn.Module, target: Path) -> list[str]:
     Raises:
         WeightsError: It is an encoder alone, which the published code has no model for.
     """
-    if isinstance(model, Encoder):
+    family = family_of(cast(ModelConfig, model.config).name)
+    if isinstance(model, Encoder) and not (family.published and family.published.encoder_alone):
         raise WeightsError(
             "the source holds the encoder alone; the published code loads a whole autoencoder or classifier: "
             "give the run or checkpoint"
         )
     config = cast(ModelConfig, model.config)
-    family = family_of(config.name)
     if family.name != "cav_mae" and family.published is None:
         raise WeightsError(f"there is no published format of the family {family.name}; use --to earsight")
     state = (

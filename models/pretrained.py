@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from os import PathLike
 from typing import Any
 
@@ -141,7 +142,10 @@ def load_pretrained(source: str | PathLike[str], **known: Any) -> PretrainedEnco
 
 def describe(source: SourceWeights, config: ModelConfig) -> Description:
     """The description of weights; spectrograms are the published ones where the source doesn't say."""
-    fbank = source.fbank or FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    theirs = source.published.fbank if source.published else FbankConfig()
+    fbank = source.fbank or replace(
+        theirs, target_length=config.audio_length, num_mel_bins=config.num_mel_bins
+    )
     return Description(config, fbank, source.labels, source.provenance)
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
 
 from models.config import ModelConfig, unknown_name
 from models.encoders import Encoder
+from models.frontend import FbankConfig
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class PublishedFormat:
         infer_config: The model that published names and shapes describe; keywords are settings that they don't tell.
         to_ours: The tensors in our names and layout, and by name those without a place, each with why.
         to_published: A model's state in the published names.
+        encoder_alone: Whether the published code takes an encoder without the rest of the model.
+        fbank: The spectrogram that its weights were trained on, where it is not the default one.
     """
 
     title: str
@@ -29,6 +32,24 @@ class PublishedFormat:
     infer_config: Callable[..., ModelConfig]
     to_ours: Callable[[Mapping[str, Tensor]], tuple[dict[str, Tensor], dict[str, str]]]
     to_published: Callable[[nn.Module], dict[str, Tensor]]
+    encoder_alone: bool = False
+    fbank: FbankConfig = field(default_factory=FbankConfig)
+
+
+@dataclass(frozen=True)
+class VitRules:
+    """A plain ViT's tensors (ImageNet MAE, timm) in a family's names.
+
+    Attributes:
+        pull: From one of our names, the ViT's tensors and our config: the tensor's name there, its value in our layout,
+            and what was done to it; None where a ViT has none.
+        why_anew: Why a ViT can't have a tensor of ours; None if it should have it.
+        why_ignored: Why a ViT's tensor has no place in ours; None if it should have one.
+    """
+
+    pull: Callable[[str, Mapping[str, Tensor], Any], tuple[str, Tensor, str | None] | None]
+    why_anew: Callable[[str], str | None]
+    why_ignored: Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,7 @@ class Family:
         build: The whole pretraining model from a config; its encoder is its attribute ``encoder``.
         build_encoder: What is kept of it.
         published: Its authors' weights, where there are any.
+        vit: How a plain ViT's tensors become its own; that of CAV-MAE where it is None.
     """
 
     name: str
@@ -50,6 +72,7 @@ class Family:
     build: Callable[[Any], nn.Module]
     build_encoder: Callable[[Any], Encoder[Any]]
     published: PublishedFormat | None = None
+    vit: VitRules | None = None
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -19,14 +19,16 @@ from typing import Any, cast
 
 from torch import nn
 
+from models.cav_mae.encoder import AudioVisualEncoder
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.convert import add_source_arguments, parse_settings, save_published
 from models.encoders import Encoder
 from models.export.card import earsight_usage, model_card, program_usage, published_usage, timm_usage
 from models.export.program import ONNX_TOLERANCE, export_programs
-from models.export.timm import PlainTowers, export_timm
+from models.export.timm import export_timm
 from models.pretrained import describe, load_model, named_state
+from models.registry import family_of
 from models.weights.description import Description, save_described
 from models.weights.errors import WeightsError
 from models.weights.sources import SourceKind, SourceWeights, read_weights
@@ -92,7 +94,7 @@ def _earsight(model: nn.Module, description: Description, folder: Path, onnx: bo
 
 def _timm(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     encoder = encoder_of(model)
-    if not isinstance(encoder, PlainTowers):
+    if not isinstance(encoder, AudioVisualEncoder):
         raise WeightsError(
             f"{description.model.name} is no pair of plain ViTs that timm could open; use earsight"
         )
@@ -112,7 +114,8 @@ def _timm(model: nn.Module, description: Description, folder: Path, onnx: bool) 
 
 
 def _published(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
-    notes = save_published(model, folder / "cav_mae.pth")
+    family = family_of(description.model.name).name
+    notes = save_published(model, folder / f"{family}.pth")
     classes = model.head.out_features if isinstance(model, AudioVisualClassifier) else None
     result = "\n".join(("The whole model in the published names.", *notes))
     return result, published_usage(folder, description, classes)

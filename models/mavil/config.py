@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields, replace
 
-from models.cav_mae.config import MaskConfig, unknown_name
+from models.config import ModelConfig, unknown_name
+from models.layers.masking import MaskConfig, num_kept
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,17 @@ PRESETS = {
     "mavil_small": MavilArchitecture(384, 6, 12, 2, 256, 4, 8),
     "mavil_base": MavilArchitecture(768, 12, 12, 2, 512, 8, 16),
 }
+PURPOSES = {
+    "mavil_tiny": "for trying things on a laptop: width 192, 4 + 2 blocks, decoders of 2 blocks of 128",
+    "mavil_small": "ViT-S: width 384, 12 + 2 blocks, decoders of 4 blocks of 256",
+    "mavil_base": "ViT-B, the published MAViL: width 768, 12 + 2 blocks, decoders of 8 blocks of 512",
+}
 #: Widths that 3-D sin-cos positions can be cut into: a quarter for time, half of the rest for each other axis.
 _WIDTH_MULTIPLE = 16
 
 
 @dataclass(frozen=True)
-class MavilModelConfig:
+class MavilModelConfig(ModelConfig):
     """A MAViL model by name, with its input's size; every width and depth of the preset can be overridden.
 
     Attributes:
@@ -69,9 +75,6 @@ class MavilModelConfig:
     """
 
     name: str = "mavil_base"
-    image_size: int = 224
-    audio_length: int = 1024
-    num_mel_bins: int = 128
     frames: int = 8
     tubelet_frames: int = 2
     patch_size: int = 16
@@ -104,6 +107,29 @@ class MavilModelConfig:
         )
 
     @property
+    def encoder_width(self) -> int:
+        """D of the encoder."""
+        return self.architecture.embed_dim
+
+    @property
+    def encoder_heads(self) -> int:
+        """Attention heads of the encoder."""
+        return self.architecture.num_heads
+
+    @property
+    def summary(self) -> str:
+        """Its sizes in a line, for people."""
+        arch = self.architecture
+        fusion = f"{arch.fusion_depth} fusion blocks"
+        if self.bottleneck_tokens:
+            fusion += f" of each that meet in {self.bottleneck_tokens} tokens"
+        frames = "1 frame" if self.frames == 1 else f"{self.frames} frames"
+        return (
+            f"width {arch.embed_dim}, {arch.num_heads} heads, {arch.depth} blocks for each modality and {fusion}; "
+            f"{frames} a clip"
+        )
+
+    @property
     def num_frames(self) -> int:
         """N, the frames of a clip."""
         return self.frames
@@ -119,12 +145,12 @@ class MavilModelConfig:
         return self.patch_size
 
     @property
-    def audio_grid(self) -> tuple[int, int]:
+    def audio_cells(self) -> tuple[int, int]:
         """Rows (time) and columns (frequency) of audio patches, in the order of the tokens."""
         return self.audio_length // self.patch_size, self.num_mel_bins // self.patch_size
 
     @property
-    def visual_grid(self) -> tuple[int, int, int]:
+    def visual_cells(self) -> tuple[int, int, int]:
         """Moments, rows and columns of tubelets, in the order of the tokens."""
         side = self.image_size // self.patch_size
         return self.frames // self.tubelet, side, side
@@ -142,23 +168,23 @@ class MavilModelConfig:
     @property
     def num_audio_tokens(self) -> int:
         """La, the audio patches of a clip, without its CLS token."""
-        return self.audio_grid[0] * self.audio_grid[1]
+        return self.audio_cells[0] * self.audio_cells[1]
 
     @property
     def num_visual_tokens(self) -> int:
         """Lv, the tubelets of a clip, without its CLS token."""
-        moments, rows, columns = self.visual_grid
+        moments, rows, columns = self.visual_cells
         return moments * rows * columns
 
     @property
     def num_kept_audio(self) -> int:
         """Ka, the audio tokens left by the mask."""
-        return int(self.num_audio_tokens * (1 - self.mask.audio_ratio))
+        return num_kept(self.num_audio_tokens, self.mask.audio_ratio)
 
     @property
     def num_kept_visual(self) -> int:
         """Kv, the visual tokens left by the mask."""
-        return int(self.num_visual_tokens * (1 - self.mask.visual_ratio))
+        return num_kept(self.num_visual_tokens, self.mask.visual_ratio)
 
     def _check_sizes(self) -> None:
         for name in ("patch_size", "frames", "tubelet_frames"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.cav_mae.encoder import init_weights, run_block
-from models.layers.blocks import Block
+from models.layers.blocks import Block, init_weights, run_block
+from models.layers.position import sincos_2d, sincos_3d
 from models.mavil.config import MavilModelConfig
 
 
@@ -59,3 +59,17 @@ class Decoder(nn.Module):
         for block in self.blocks:
             x = run_block(block, x, self.recompute)
         return self.norm(x[:, 1:])
+
+
+class Decoders(nn.Module):
+    """A decoder for each modality.
+
+    Args:
+        config: The model's.
+    """
+
+    def __init__(self, config: MavilModelConfig) -> None:
+        super().__init__()
+        width = config.architecture.decoder_embed_dim
+        self.audio = Decoder(config, config.audio_patch_dim, sincos_2d(width, config.audio_cells))
+        self.visual = Decoder(config, config.visual_patch_dim, sincos_3d(width, config.visual_cells))

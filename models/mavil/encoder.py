@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from models.cav_mae.encoder import gather_tokens, init_weights, run_block
-from models.layers.blocks import Block
+from models.encoders import Embeddings, Encoder
+from models.layers.blocks import Block, init_weights, run_block
+from models.layers.masking import gather_tokens
 from models.layers.patches import patchify_audio, patchify_film
 from models.layers.position import sincos_2d, sincos_3d
 from models.mavil.config import MavilModelConfig
+from models.mavil.workload import encoder_bytes, fusion_flops, tower_flops
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ class Tower(nn.Module):
             x = self.patch_embed(patches) + self.pos_embed
         else:
             x = self.patch_embed(gather_tokens(patches, ids_keep)) + self.pos_embed[ids_keep]
-        x = torch.cat([self.cls_token.to(x.dtype).expand(len(x), 1, -1), x], dim=1)
+        x = torch.cat([self.cls_token.to(x.dtype).expand(x.shape[0], 1, -1), x], dim=1)
         for block in self.blocks:
             x = run_block(block, x, self.recompute)
         return x
@@ -139,7 +141,7 @@ class BottleneckFusion(nn.Module):
         audio, visual = tokens.audio, tokens.visual
         some = audio if audio is not None else visual
         assert some is not None
-        shared = self.bottleneck.to(some.dtype).expand(len(some), -1, -1)
+        shared = self.bottleneck.to(some.dtype).expand(some.shape[0], -1, -1)
         for audio_block, visual_block in zip(self.audio_blocks, self.visual_blocks, strict=True):
             seen = []
             if audio is not None:
@@ -160,7 +162,7 @@ class BottleneckFusion(nn.Module):
         return {"bottleneck"}
 
 
-class MavilEncoder(nn.Module):
+class MavilEncoder(Encoder[MavilModelConfig]):
     """Towers and fusion blocks of MAViL (arXiv 2212.08071, figure 2).
 
     Args:
@@ -171,8 +173,9 @@ class MavilEncoder(nn.Module):
         super().__init__()
         width = config.architecture.embed_dim
         self.config = config
-        self.audio = Tower(config, config.audio_patch_dim, sincos_2d(width, config.audio_grid))
-        self.visual = Tower(config, config.visual_patch_dim, sincos_3d(width, config.visual_grid))
+        self.head_norm_eps = config.layer_norm_eps
+        self.audio = Tower(config, config.audio_patch_dim, sincos_2d(width, config.audio_cells))
+        self.visual = Tower(config, config.visual_patch_dim, sincos_3d(width, config.visual_cells))
         self.fusion = BottleneckFusion(config) if config.bottleneck_tokens else Fusion(config)
 
     def patchify_audio(self, fbank: Tensor) -> Tensor:
@@ -194,7 +197,7 @@ class MavilEncoder(nn.Module):
 
         Args:
             fbank: (B, T, F) normalised log-mel, or None.
-            frames: (B, N, 3, H, W) normalised pictures, or None.
+            frames: (B, N, 3, H, W) normalised pictures, (B, 3, H, W) where N is 1, or None.
             keep_audio: (B, Ka) ids of the audio tokens to look at; None for all.
             keep_visual: (B, Kv) ids of the visual tokens to look at; None for all.
 
@@ -207,6 +210,7 @@ class MavilEncoder(nn.Module):
             _check(fbank, size, "fbank", "audio_length, num_mel_bins")
             audio = self.audio(self.patchify_audio(fbank), keep_audio)
         if frames is not None:
+            frames = frames[:, None] if frames.ndim == 4 else frames
             size = (config.num_frames, 3, config.image_size, config.image_size)
             _check(frames, size, "frames", "frames, 3, image_size, image_size")
             visual = self.visual(self.patchify_visual(frames), keep_visual)
@@ -224,10 +228,91 @@ class MavilEncoder(nn.Module):
         """Towers, then fusion; arguments as of `towers`."""
         return self.fusion(self.towers(fbank, frames, keep_audio, keep_visual))
 
+    @property
+    def feature_dim(self) -> int:
+        """See `Encoder.feature_dim`: the means of both modalities side by side."""
+        return 2 * self.config.architecture.embed_dim
+
+    @property
+    def num_layers(self) -> int:
+        """See `Encoder.num_layers`."""
+        return self.config.architecture.depth + self.config.architecture.fusion_depth
+
+    def embed(
+        self, fbank: Tensor | None, frames: Tensor | None, audio_columns: int | None = None
+    ) -> Embeddings:
+        """See `Encoder.embed`: means of the towers' tokens, and of both modalities' fused tokens side by side."""
+        towers = self.towers(
+            fbank, frames, None if fbank is None else self._first_moments(audio_columns, fbank)
+        )
+        joint = None
+        if towers.audio is not None and towers.visual is not None:
+            joint = _side_by_side(self.fusion(towers))
+        return Embeddings(_mean(towers.audio), _mean(towers.visual), joint)
+
+    def features(
+        self,
+        fbank: Tensor | None,
+        frames: Tensor | None,
+        *,
+        trained_on_both: bool = True,
+        pool_separate: bool = False,
+    ) -> Tensor:
+        """See `Encoder.features`.
+
+        As published, with both modalities their means after fusion stand side by side (with ``pool_separate`` the
+        means of this and of the towers), and a modality trained alone is the mean of its tower. Where the other one is
+        absent its half repeats what is there, which leaves norm and head the published ones; a model trained on both
+        takes what is there through the fusion blocks alone.
+        """
+        towers = self.towers(fbank, frames)
+        both = towers.audio is not None and towers.visual is not None
+        if not (both or trained_on_both):
+            return _side_by_side(towers)
+        fused = _side_by_side(self.fusion(towers))
+        return (fused + _side_by_side(towers)) / 2 if both and pool_separate else fused
+
+    def depth_of(self, name: str) -> int:
+        """See `Encoder.depth_of`."""
+        words = name.split(".")
+        block = next((int(word) for word in words if word.isdigit()), None)
+        if block is None:
+            return self.config.architecture.depth + 1 if words[0] == "fusion" else 0
+        return 1 + block + (self.config.architecture.depth if words[0] == "fusion" else 0)
+
+    def feature_flops(self, audio: bool, visual: bool, pool_separate: bool = False) -> float:
+        """See `Encoder.feature_flops`."""
+        tokens = self.config.num_audio_tokens * audio, self.config.num_visual_tokens * visual
+        flops = tower_flops(self.config, *tokens)
+        return flops + (fusion_flops(self.config, *tokens) if audio and visual else 0.0)
+
+    def feature_activations(self, audio: bool, visual: bool, bf16: bool, pool_separate: bool = False) -> int:
+        """See `Encoder.feature_activations`."""
+        tokens = self.config.num_audio_tokens * audio, self.config.num_visual_tokens * visual
+        return encoder_bytes(self.config, *tokens, bf16, fuse=audio and visual)
+
+    def _first_moments(self, count: int | None, fbank: Tensor) -> Tensor | None:
+        """(B, K) ids of the audio tokens in the first ``count`` moments; None for all."""
+        moments, bins = self.config.audio_cells
+        if count is None or count == moments:
+            return None
+        return torch.arange(count * bins, device=fbank.device).expand(len(fbank), -1)
+
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""
         own = {"audio.cls_token", "visual.cls_token"}
         return own | {f"fusion.{name}" for name in self.fusion.no_weight_decay()}
+
+
+def _mean(tokens: Tensor | None) -> Tensor | None:
+    return None if tokens is None else mean_of_patches(tokens)
+
+
+def _side_by_side(tokens: MavilTokens) -> Tensor:
+    """(B, 2D) the means of audio and visual tokens; where one is absent, that of the other in its place."""
+    audio, visual = _mean(tokens.audio), _mean(tokens.visual)
+    present = [x for x in (audio, visual) if x is not None]
+    return torch.cat([present[0], present[-1]], dim=1)
 
 
 def _check(x: Tensor, size: tuple[int, ...], name: str, settings: str) -> None:

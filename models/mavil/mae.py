@@ -9,29 +9,32 @@ from torch import Tensor, nn
 
 from models.layers.masking import Mask, mask_from_noise, structured_noise
 from models.layers.patches import unpatchify_audio, unpatchify_film
-from models.layers.position import sincos_2d, sincos_3d
 from models.mavil.config import MavilModelConfig
-from models.mavil.decoder import Decoder
+from models.mavil.decoder import Decoders
 from models.mavil.encoder import MavilEncoder, MavilTokens
 
 
 @dataclass(frozen=True)
 class MavilView:
-    """One masked pass of a clip through the towers.
+    """One masked pass of a clip.
 
     Attributes:
         audio: The mask of the audio tokens.
         visual: The mask of the visual tokens.
-        tokens: The towers' outputs over kept tokens.
+        towers: The towers' outputs over kept tokens.
+        decoded_audio: (B, La, d) what the last layers of the audio decoder see; None where nothing is decoded.
+        decoded_visual: (B, Lv, d) likewise.
     """
 
     audio: Mask
     visual: Mask
-    tokens: MavilTokens
+    towers: MavilTokens
+    decoded_audio: Tensor | None = None
+    decoded_visual: Tensor | None = None
 
 
 class MavilMAE(nn.Module):
-    """MAViL. Losses are the caller's, on what `view` and `decode` return.
+    """MAViL. Losses are the caller's, on what ``forward`` returns.
 
     Args:
         config: Sizes of model and input, and the masks.
@@ -39,41 +42,34 @@ class MavilMAE(nn.Module):
 
     def __init__(self, config: MavilModelConfig) -> None:
         super().__init__()
-        width = config.architecture.decoder_embed_dim
         self.config = config
         self.encoder = MavilEncoder(config)
-        self.decoder = nn.ModuleDict(
-            {
-                "audio": Decoder(config, config.audio_patch_dim, sincos_2d(width, config.audio_grid)),
-                "visual": Decoder(config, config.visual_patch_dim, sincos_3d(width, config.visual_grid)),
-            }
-        )
+        self.decoder = Decoders(config)
 
-    def view(self, fbank: Tensor, frames: Tensor, noise_audio: Tensor, noise_visual: Tensor) -> MavilView:
-        """Masks a clip and passes what is kept through the towers.
+    def forward(
+        self, fbank: Tensor, frames: Tensor, noise_audio: Tensor, noise_visual: Tensor, *, decode: bool = True
+    ) -> MavilView:
+        """Masks a clip, passes what is kept through the towers, and on request fuses and decodes it.
 
         Args:
             fbank: (B, T, F) normalised log-mel.
             frames: (B, N, 3, H, W) normalised pictures.
             noise_audio: (B, La) uniform in [0, 1), from which the audio mask is made.
             noise_visual: (B, Lv) likewise for the visual mask.
+            decode: Whether fusion blocks and decoders are needed.
         """
         audio, visual = self.mask_audio(noise_audio), self.mask_visual(noise_visual)
-        return MavilView(audio, visual, self.encoder.towers(fbank, frames, audio.ids_keep, visual.ids_keep))
-
-    def decode(self, view: MavilView) -> tuple[Tensor, Tensor]:
-        """Fuses a view and decodes each modality from its own fused tokens.
-
-        Returns:
-            (B, La, d) and (B, Lv, d), what the decoders' last layers see.
-        """
-        fused = self.encoder.fusion(view.tokens)
-        audio = self.decoder["audio"](fused.audio, view.audio.ids_keep)
-        return audio, self.decoder["visual"](fused.visual, view.visual.ids_keep)
+        towers = self.encoder.towers(fbank, frames, audio.ids_keep, visual.ids_keep)
+        if not decode:
+            return MavilView(audio, visual, towers)
+        fused = self.encoder.fusion(towers)
+        decoded_audio = self.decoder.audio(fused.audio, audio.ids_keep)
+        decoded_visual = self.decoder.visual(fused.visual, visual.ids_keep)
+        return MavilView(audio, visual, towers, decoded_audio, decoded_visual)
 
     def mask_audio(self, noise: Tensor) -> Mask:
         """The mask of audio tokens from (B, La) noise in [0, 1)."""
-        config, (moments, bins) = self.config, self.config.audio_grid
+        config, (moments, bins) = self.config, self.config.audio_cells
         by_frequency = rearrange(noise, "b (t f) -> b (f t)", t=moments)
         by_frequency = structured_noise(
             by_frequency, (bins, moments), config.mask.audio_ratio, config.mask.audio_strategy
@@ -88,12 +84,12 @@ class MavilMAE(nn.Module):
 
     def unpatchify_audio(self, patches: Tensor) -> Tensor:
         """(B, La, P*P) -> (B, T, F)."""
-        return unpatchify_audio(patches, self.config.audio_grid, self.config.patch_size).mT
+        return unpatchify_audio(patches, self.config.audio_cells, self.config.patch_size).mT
 
     def unpatchify_visual(self, patches: Tensor) -> Tensor:
         """(B, Lv, tubelet*P*P*3) -> (B, N, 3, H, W)."""
         config = self.config
-        return unpatchify_film(patches, config.visual_grid, config.tubelet, config.patch_size)
+        return unpatchify_film(patches, config.visual_cells, config.tubelet, config.patch_size)
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""

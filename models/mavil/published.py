@@ -16,6 +16,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from models.mavil.config import PRESETS, MavilModelConfig
+from models.mavil.encoder import MavilEncoder
 
 #: Beginnings of published names and of ours; the first that fits is taken.
 _NAMES = [
@@ -130,8 +131,9 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
         raise ValueError(
             "model.bottleneck_tokens is above 0: the published MAViL code has plain fusion blocks only"
         )
-    found = {}
-    for name, value in model.state_dict().items():
+    found, prefix = {}, "encoder." if isinstance(model, MavilEncoder) else ""
+    for bare, value in model.state_dict().items():
+        name = prefix + bare
         theirs = next(
             (theirs + name.removeprefix(ours) for theirs, ours in _NAMES if name.startswith(ours)), None
         )

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.encoders import Encoder
 from models.layers.position import sincos_2d
-from models.registry import family_of
+from models.registry import VitRules, family_of
 from models.weights import timm_vit
 from models.weights.errors import WeightsError
 from models.weights.published import NEVER_USED, PUBLISHED_EPS, published_name
@@ -37,8 +37,6 @@ _FREE = {
 }  # fmt: skip
 _NO_HEAD = "the model has no classification head"
 _NO_DECODER = "the model has no decoder"
-#: What contrastive families project to and predict with in pretraining.
-_HEADS = "heads."
 
 
 @runtime_checkable
@@ -163,7 +161,7 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
         account.entries.append(Entry(Outcome.ignored, source=name, why=why))
     for name in source.state:
         if name not in account.used:
-            _leave(name, source, own, allow, account)
+            _leave(name, source, config, own, allow, account)
     if account.wrong:
         listed = "\n  ".join(_listed(account.wrong))
         raise WeightsError(
@@ -188,7 +186,7 @@ def _fill(
     """Accounts for one of the model's tensors."""
     pulled = _pull(name, source, config)
     if pulled is None:
-        why = _why_anew(name, source) or ("allowed" if _allowed(name, allow) else None)
+        why = _why_anew(name, source, config) or ("allowed" if _allowed(name, allow) else None)
         if why is None:
             there = published_name(name) if source.kind is SourceKind.cav_mae else ""
             shown = f"{there} ({name})" if there else name
@@ -205,6 +203,8 @@ def _fill(
         account.entries.append(Entry(Outcome.converted if how else Outcome.loaded, name, origin, how or ""))
         if scale := timm_vit.layer_scale(origin):
             account.used.add(scale)
+    elif name.endswith("pos_embed") and not isinstance(config, GridConfig):
+        account.entries.append(Entry(Outcome.anew, name, origin, "fixed positions of its own grid"))
     elif _allowed(name, allow):
         why = f"allowed: it has shape {tuple(value.shape)} there"
         account.entries.append(Entry(Outcome.anew, name, origin, why))
@@ -216,7 +216,7 @@ def _fill(
 def _pull(name: str, source: SourceWeights, config: ModelConfig) -> timm_vit.Pulled | None:
     """The file's tensor for one of our names, in our layout; positions as a (rows, columns, D) grid."""
     if source.kind is SourceKind.vit:
-        return timm_vit.pull(name, source.state, config)
+        return _vit_rules(config).pull(name, source.state, config)
     origin = name if source.kind is SourceKind.earsight else published_name(name)
     value = source.state.get(origin)
     if value is None:
@@ -232,6 +232,11 @@ def _pull(name: str, source: SourceWeights, config: ModelConfig) -> timm_vit.Pul
     if "modality_embed" in name or name.endswith("mask_token"):
         value = value.flatten()
     return origin, value, None
+
+
+def _vit_rules(config: ModelConfig) -> VitRules:
+    own = family_of(config.name).vit
+    return own or VitRules(timm_vit.pull, timm_vit.why_anew, timm_vit.why_ignored)
 
 
 def _source_grid(modality: str, table: Tensor, source: SourceWeights, config: GridConfig) -> tuple[int, int]:
@@ -268,38 +273,41 @@ def _fit_positions(
     return resized[0].permute(1, 2, 0).flatten(0, 1), f"interpolated from {change}"
 
 
-def _why_anew(name: str, source: SourceWeights) -> str | None:
+def _why_anew(name: str, source: SourceWeights, config: ModelConfig) -> str | None:
     """Why the file can't have one of the model's tensors; None if it should have it."""
     if name.startswith(("norm.", "head.")) and source.num_classes is None:
         return "the head of a new task"
     if name.startswith("decoder.") and not source.has_decoder:
         return "the file has no decoder"
-    if name.startswith(_HEADS) and not any(key.startswith(_HEADS) for key in source.state):
-        return "the file has no heads of pretraining"
-    return timm_vit.why_anew(name) if source.kind is SourceKind.vit else None
+    return _vit_rules(config).why_anew(name) if source.kind is SourceKind.vit else None
 
 
 def _leave(
-    name: str, source: SourceWeights, own: Mapping[str, Tensor], allow: Sequence[str], account: _Account
+    name: str,
+    source: SourceWeights,
+    config: ModelConfig,
+    own: Mapping[str, Tensor],
+    allow: Sequence[str],
+    account: _Account,
 ) -> None:
     """Accounts for one of the file's tensors that the model did not take."""
-    why = _why_ignored(name, source, own) or ("allowed" if _allowed(name, allow) else None)
+    why = _why_ignored(name, source, config, own) or ("allowed" if _allowed(name, allow) else None)
     if why is None:
         account.wrong.append(f"{name} in the file has no place in the model")
     else:
         account.entries.append(Entry(Outcome.ignored, source=name, why=why))
 
 
-def _why_ignored(name: str, source: SourceWeights, own: Mapping[str, Tensor]) -> str | None:
+def _why_ignored(
+    name: str, source: SourceWeights, config: ModelConfig, own: Mapping[str, Tensor]
+) -> str | None:
     has_decoder = any(key.startswith("decoder.") for key in own)
     if source.kind is SourceKind.cav_mae and NEVER_USED.fullmatch(name):
         return "the published model has it and never uses it"
     if not has_decoder and (name.startswith(("decoder.", "decoder_")) or name == "mask_token"):
         return _NO_DECODER
-    if name.startswith(_HEADS) and not any(key.startswith(_HEADS) for key in own):
-        return "the model has no heads of pretraining"
     if source.kind is SourceKind.vit:
-        return timm_vit.why_ignored(name)
+        return _vit_rules(config).why_ignored(name)
     if "head.weight" not in own and name.startswith(("mlp_head.", "norm.", "head.")):
         return _NO_HEAD
     return None

@@ -80,18 +80,18 @@ def _apply(
     if rule == "positions" or rule == "decoder_positions":
         return _positions("pos_embed" if rule == "positions" else "decoder_pos_embed", state)
     if rule == "patch":
-        return _patch(*groups, state=state)
+        return vit_patch(*groups, state=state)
     if rule == "tower":
-        return _block(f"blocks.{groups[0]}.{groups[1]}", state, None)
+        return vit_block(f"blocks.{groups[0]}.{groups[1]}", state, None)
     if rule == "joint_norm":
         source = f"blocks.{joint + int(groups[0])}.{groups[1]}.{groups[2]}"
-        return _block(source, state, "copied for each stream")
+        return vit_block(source, state, "copied for each stream")
     if rule == "joint":
-        return _block(f"blocks.{joint + int(groups[0])}.{groups[1]}", state, None)
+        return vit_block(f"blocks.{joint + int(groups[0])}.{groups[1]}", state, None)
     if rule == "norm":
         # With average pooling timm and MAE call the last norm fc_norm.
         final = "norm" if f"norm.{groups[0]}" in state else "fc_norm"
-        return _block(f"{final}.{groups[0]}", state, "copied for each stream")
+        return vit_block(f"{final}.{groups[0]}", state, "copied for each stream")
     source = rule.format(*groups)
     value = state.get(source)
     if value is None:
@@ -99,7 +99,7 @@ def _apply(
     return source, value.flatten() if source == "mask_token" else value, None
 
 
-def _block(source: str, state: Mapping[str, Tensor], how: str | None) -> Pulled | None:
+def vit_block(source: str, state: Mapping[str, Tensor], how: str | None) -> Pulled | None:
     """A block's tensor; a layer scale behind it is folded in, which is the same function."""
     value = state.get(source)
     if value is None:
@@ -118,7 +118,8 @@ def layer_scale(source: str) -> str | None:
     return f"{match.group(1)}.{'ls1' if match.group(2) == 'attn.proj' else 'ls2'}.gamma"
 
 
-def _patch(modality: str, kind: str, *, state: Mapping[str, Tensor]) -> Pulled | None:
+def vit_patch(modality: str, kind: str, *, state: Mapping[str, Tensor]) -> Pulled | None:
+    """A patch embedding's weight, in rows of patches (for sound the sum over colours), or its bias."""
     source = f"patch_embed.proj.{kind}"
     value = state.get(source)
     if value is None or kind == "bias":

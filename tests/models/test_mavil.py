@@ -7,7 +7,7 @@ import torch
 from support.small_mavil import SMALL_MAVIL, mavil_inputs, small_mavil
 from torch import Tensor
 
-from models.cav_mae.config import MaskConfig
+from models.layers.masking import MaskConfig
 from models.layers.patches import patchify_film, unpatchify_film
 from models.mavil.config import MavilModelConfig
 from models.mavil.encoder import BottleneckFusion, MavilTokens
@@ -44,14 +44,14 @@ def test_patches_go_back_to_what_they_were():
 def test_kept_tokens_are_all_that_is_seen(bottleneck_tokens):
     model = small_mavil(bottleneck_tokens=bottleneck_tokens, mask=MaskConfig(0.5, 0.5))
     fbank, frames, *noise = mavil_inputs(model.config)
-    view = model.view(fbank, frames, *noise)
+    view = model(fbank, frames, *noise)
     patches = model.encoder.patchify_audio(fbank)
     removed = view.audio.mask[:, :, None].bool()
     changed = model.unpatchify_audio(torch.where(removed, patches + 1, patches))
-    again = model.view(changed, frames, *noise)
-    for one, other in zip(model.decode(view), model.decode(again), strict=True):
-        assert torch.equal(one, other)
-    assert both(view.tokens)[0].shape[1] == 1 + model.config.num_kept_audio
+    again = model(changed, frames, *noise)
+    assert torch.equal(view.decoded_audio, again.decoded_audio)
+    assert torch.equal(view.decoded_visual, again.decoded_visual)
+    assert both(view.towers)[0].shape[1] == 1 + model.config.num_kept_audio
 
 
 def test_a_mask_keeps_the_tokens_of_lowest_noise_in_their_order():
@@ -107,19 +107,18 @@ def test_bottleneck_fusion_equals_its_definition():
 
 def test_a_single_frame_is_a_film_of_pictures():
     model = small_mavil(frames=1, mask=MaskConfig(0.5, 0.5))
-    assert model.config.visual_grid == (1, 2, 2)
+    assert model.config.visual_cells == (1, 2, 2)
     assert model.config.visual_patch_dim == 16 * 16 * 3
-    view = model.view(*mavil_inputs(model.config))
-    _, visual = model.decode(view)
-    assert visual.shape == (3, 4, 16)
+    view = model(*mavil_inputs(model.config))
+    assert view.decoded_visual.shape == (3, 4, 16)
 
 
 def test_recomputed_activations_change_nothing():
     plain, recomputed = small_mavil(), small_mavil(activation_checkpointing=True)
     found = []
     for model in (plain, recomputed):
-        audio, visual = model.decode(model.view(*mavil_inputs(model.config)))
-        (audio.square().mean() + visual.square().mean()).backward()
+        view = model(*mavil_inputs(model.config))
+        (view.decoded_audio.square().mean() + view.decoded_visual.square().mean()).backward()
         found.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert found[0].keys() == found[1].keys()
     for name, value in found[0].items():
