@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datasets.batch import AVBatch
 from datasets.decode import SAMPLE_RATE
+from datasets.loading.frames import EvenFrames
 from datasets.loading.loader import NUM_SAMPLES
 from datasets.loading.reader import FrameChoice, middle_frame
 from models import PretrainedEncoders
@@ -44,7 +45,8 @@ class EarsightEmbedder(Embedder):
 
     Args:
         encoders: From ``models.load_pretrained``.
-        choose_frames: Which of a clip's frames; the vectors are the means over them.
+        choose_frames: Which of a clip's frames; the vectors are the means over them. Encoders that take several frames
+            at a time get so many, evenly spaced.
 
     Raises:
         ValueError: They were trained at another sample rate than clips are decoded at.
@@ -57,7 +59,9 @@ class EarsightEmbedder(Embedder):
                 f"the model hears {encoders.fbank.sample_rate} Hz; clips are read at {SAMPLE_RATE} Hz"
             )
         self.encoders = encoders
-        self.audio, self.choose_frames = True, choose_frames
+        count = encoders.config.num_frames
+        self.audio = True
+        self.choose_frames = choose_frames if count == 1 else EvenFrames(count, repeat=True)
         self.image_size = encoders.config.image_size
         self.num_samples = encoders.fbank.num_samples
 

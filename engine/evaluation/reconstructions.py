@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,9 +75,41 @@ def frame_sheet(frames: Tensor, patches: Patches, unpatchify: Unpatchify, invert
 
 def spectrogram_sheet(fbank: Tensor, patches: Patches, unpatchify: Unpatchify) -> Tensor:
     """The same of (B, T, F) spectrograms."""
-    low, high = fbank.flatten(1).quantile(0.01, dim=1), fbank.flatten(1).quantile(0.995, dim=1)
+    low, high = _own_range(fbank)
     columns = [fbank, unpatchify(patches.kept()), unpatchify(patches.reconstructed())]
     return grid([colour_spectrogram(column, low, high) for column in columns], patches.titles())
+
+
+def film_sheet(films: Tensor, patches: Patches, unpatchify: Unpatchify, invert: Unpatchify) -> Tensor:
+    """Three rows a clip: its frames, what the mask leaves of them, their reconstruction.
+
+    Args:
+        films: (B, N, 3, H, W) normalised.
+        patches: Of these.
+        unpatchify: Patches -> films.
+        invert: Normalised frames -> uint8.
+
+    Returns:
+        (3, H', W') uint8 on the CPU, a column a frame.
+    """
+    return film_rows(
+        [invert(x) for x in (films, unpatchify(patches.kept()), unpatchify(patches.reconstructed()))]
+    )
+
+
+def film_rows(films: Sequence[Tensor]) -> Tensor:
+    """Films of the same clips, each (B, N, 3, H, W) uint8, one below the other clip by clip; a column a frame."""
+    columns = torch.stack(list(films), dim=1).flatten(0, 1).unbind(dim=1)
+    return grid(list(columns), [f"frame {i + 1}" for i in range(len(columns))])
+
+
+def own_colours(fbank: Tensor) -> Tensor:
+    """(B, T, F) -> (B, 3, F, T) uint8, each spectrogram over its own range."""
+    return colour_spectrogram(fbank, *_own_range(fbank))
+
+
+def _own_range(fbank: Tensor) -> tuple[Tensor, Tensor]:
+    return fbank.flatten(1).quantile(0.01, dim=1), fbank.flatten(1).quantile(0.995, dim=1)
 
 
 def colour_spectrogram(fbank: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 import torch
@@ -89,6 +90,15 @@ class Objective(nn.Module, ABC, Generic[Model]):
 
         Args:
             bf16: Whether autocast computes in 16 bits.
+        """
+
+    def keep_in(self, run: Path, resumed: bool, is_main: bool) -> None:
+        """Reads or writes what the objective keeps once in a run's folder, beside the checkpoints; before training.
+
+        Args:
+            run: The run's folder.
+            resumed: Whether it has a checkpoint.
+            is_main: Whether this process writes.
         """
 
     def after_step(self, step: int, total_steps: int) -> None:

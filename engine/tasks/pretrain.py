@@ -44,6 +44,7 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     """
     run, parallel = Path(config.output_dir), config.train.parallel
     objective = initial_objective(config)
+    objective.keep_in(run, bool(find_checkpoints(run)), world.is_main)
     loader = partial(training_clips, config, world, objective.needs())
     num_clips = len(loader(0, ()).plan.order)
     trainer = Trainer(

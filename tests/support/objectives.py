@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +22,28 @@ from engine.parallel.deepspeed_engine import ParallelConfig, build_engine
 from engine.parallel.world import World, distributed
 from engine.training.optimizer import OptimizerConfig, build_optimizer
 from engine.training.train_config import TrainConfig
-from models import FbankConfig, build_model, create_config
+from models import FbankConfig, MaskConfig, build_model, create_config
+from models.weights.description import Description, save_described
 
+
+@functools.cache
+def tiny_teacher() -> str:
+    """A first stage's weights in a file of this process's own; the same weights in every process."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = create_config(**{**INPUT, **TINY["mavil"]["model"]})
+    path = Path(folder) / "teacher.safetensors"
+    fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        save_described(path, build_model(config).state_dict(), Description(config, fbank))
+    return str(path)
+
+
+_MAVIL = {
+    "name": "mavil_tiny", "frames": 2, "embed_dim": 32, "num_heads": 2, "depth": 1, "fusion_depth": 1,
+    "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2, "mask": MaskConfig(0.5, 0.5),
+}  # fmt: skip
 #: By kind: the model's preset and settings, and the objective's. Inputs are 32 pixels and 32 × 32 spectrograms.
 TINY: dict[str, dict[str, Any]] = {
     "cav_mae": {
@@ -29,12 +53,10 @@ TINY: dict[str, dict[str, Any]] = {
         },
         "objective": {"contrast_weight": 0.1},
     },
-    "equiav": {
-        "model": {
-            "name": "equiav_tiny", "embed_dim": 48, "num_heads": 2, "modality_depth": 2, "transform_dim": 8,
-            "predictor_heads": 2, "predictor_head_dim": 8, "projection_dim": 16, "intra_dim": 12, "inter_dim": 12,
-        },
-        "objective": {"centroid": 3},
+    "mavil": {"model": _MAVIL, "objective": {"intra_weight": 0.1}},
+    "mavil_self_training": {
+        "model": _MAVIL,
+        "objective": {"teacher": tiny_teacher, "intra_weight": 0.1, "reconstruction_weight": 0.5},
     },
 }  # fmt: skip
 INPUT = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32}
@@ -48,7 +70,8 @@ def tiny_objective(kind: str, **model: Any) -> PretrainingObjective[Any]:
     tiny = TINY[kind]
     config = create_config(**{**INPUT, **tiny["model"], **model})
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
-    settings = objective_kind(kind).config(kind=kind, **tiny["objective"])
+    given = {name: value() if callable(value) else value for name, value in tiny["objective"].items()}
+    settings = objective_kind(kind).config(kind=kind, **given)
     settings.check(config)
     return build_objective(build_model(config), fbank, settings)
 
