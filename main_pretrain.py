@@ -13,16 +13,10 @@ import sys
 
 from engine.namesake import check_datasets
 
-
-def main() -> int:
-    """Runs what the command line says; returns the exit status."""
+if __name__ == "__main__":
     check_datasets()
     from engine.cli import run_program
     from engine.config import PretrainConfig
     from engine.tasks.pretrain import pretrain
 
-    return run_program("main_pretrain.py", PretrainConfig, pretrain)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_program("main_pretrain.py", PretrainConfig, pretrain))
