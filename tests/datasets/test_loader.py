@@ -270,9 +270,10 @@ def test_workers_do_not_wait_for_threads_of_videos_that_the_parent_has_read(fold
 @pytest.mark.timeout(60)
 def test_a_worker_heeds_its_trainer_alone(folder):
     loader = train_loader(make_config(folder, num_workers=1), seed=3, global_batch_size=6, **SIZE)
-    batches: Any = iter(loader)
+    batches = iter(loader)
     next(batches)
-    (worker,) = batches._workers
+    own: Any = loader.batches._iterator  # of the watched loader, which keeps its workers
+    (worker,) = own._workers
     for number in (signal.SIGTERM, signal.SIGUSR1):
         subprocess.run(["kill", f"-{number.value}", str(worker.pid)], check=True)
     for _ in range(12):  # more than were read ahead
@@ -280,4 +281,4 @@ def test_a_worker_heeds_its_trainer_alone(folder):
     os.kill(worker.pid, signal.SIGTERM)
     worker.join(20)
     assert worker.exitcode == 0
-    batches._shutdown_workers()
+    own._shutdown_workers()
