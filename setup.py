@@ -36,7 +36,7 @@ setup(
         "models.layers",
         "models.weights",
     ],
-    py_modules=["main_pretrain", "main_finetune"],
+    py_modules=["main_pretrain", "main_finetune", "strict_yaml", "home_paths"],
     install_requires=[
         "torch>=2.11",
         "torchaudio>=2.11",

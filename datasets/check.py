@@ -39,6 +39,7 @@ from datasets.shards.tar import (
     ShardInfo,
 )
 from datasets.worker_pool import Failure, WorkerPool
+from home_paths import command_line
 
 _DECODED_SIDE = 64  # the whole picture is decoded whatever size is asked for
 _SHOWN = 20
@@ -287,7 +288,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("out", type=Path, help="folder with an index.json, or with a folder for each split")
     parser.add_argument("--fast", action="store_true", help="compare sizes and counts only; read no shard")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     rows = [["set", "shards", "clips", "hours", "GB", "classes", "rejects", "problems"]]
     rejects: list[str] = []
     problems: list[str] = []

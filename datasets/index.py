@@ -33,6 +33,7 @@ from datasets.shards.tar import (
     ShardError,
     ShardInfo,
 )
+from home_paths import command_line
 
 
 def build_table(
@@ -281,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--overwrite", action="store_true", help="list shards and clips anew where there is an index.json"
     )
     parser.add_argument("--num_workers", type=int, default=4, help="shards read at a time")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     try:
         there = (options.shards / INDEX_NAME).is_file()
         earlier = _prepared(options.shards) if there and options.overwrite else None

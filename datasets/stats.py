@@ -25,6 +25,7 @@ from datasets.prepare.shard_output import finished_sets
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.table import ClipTable
 from datasets.shards.tar import ShardError
+from home_paths import command_line
 
 SHEET_NAME = "contact_sheet.png"
 
@@ -131,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clips", type=int, default=500, help="clips on which loudness is measured")
     parser.add_argument("--shown", type=int, default=12, help="clips on the contact sheet")
     parser.add_argument("--sheet", type=Path, help=f"where to write it; default: {SHEET_NAME} in each set")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     if options.clips < 1 or options.shown < 1:
         parser.error("--clips and --shown must be at least 1")
     torch.set_num_threads(1)

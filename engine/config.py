@@ -25,7 +25,9 @@ from engine.objectives.registry import objective_kind
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig
+from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
+from strict_yaml import check_files, contradictions, use_strict_yaml
 
 T = TypeVar("T")
 
@@ -106,19 +108,28 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
         The config, and the same as YAML.
     """
     # No abbreviations: `--objective.head_lr` is unknown, not short for `head_lr_ratio`.
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = command_line(arguments)
     words = [f"--{word}" if _OVERRIDE.match(word) else word for word in given]
     try:
         kind = _with_kinds(kind, words)
     except ValueError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         raise SystemExit(2) from error
+    use_strict_yaml()
     parser = _Parser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file with the keys below")
     parser.add_class_arguments(kind, fail_untyped=True, sub_configs=False)
     for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):
         parser.link_arguments(f"model.{source}", f"fbank.{target}")
+    try:
+        check_files(words)
+    except ValueError as error:
+        parser.error(str(error))
+    for sentence in contradictions(words):
+        print(f"{program}: note: {sentence}", file=sys.stderr)
     parsed = parser.parse_args(words)
+    for key, value in list(parsed.items()):
+        parsed[key] = expand_values(value)
     text = parser.dump(parsed, skip_unset=False, skip_link_targets=False)
     parsed.pop("config", None)
     try:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from engine.evaluation.features import Features
 from engine.evaluation.probes import ProbeConfig, probe_features
 from engine.evaluation.retrieval import cross_modal_retrieval
+from home_paths import command_line
 
 Columns = dict[str, NDArray[Any]]
 """Columns of some clips: ``id`` (N,) text, (N, D) float32 by name of the vector, ``labels`` (N, classes)."""
@@ -143,7 +144,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("train", type=Path, help="embeddings on which probes are fitted")
     parser.add_argument("test", type=Path, help="embeddings on which they are measured")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     try:
         for name, value in measure(read_embeddings(options.train), read_embeddings(options.test)):
             print(f"{name:32s} {value:.4f}")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from home_paths import command_line
 from launch.registry import cancel_job, find_submissions, job_states
 from launch.status import OVER
 
@@ -16,7 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m launch.cancel", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help="a run's folder, or its name below runs/")
     try:
-        found = [s for name in parser.parse_args(arguments).names for s in find_submissions(name, Path.cwd())]
+        found = [
+            s
+            for name in parser.parse_args(command_line(arguments)).names
+            for s in find_submissions(name, Path.cwd())
+        ]
         states = job_states(found)
         for submission in found:
             if states[submission.job_id] in OVER:

@@ -8,6 +8,8 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
+from strict_yaml import use_strict_yaml
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
@@ -139,6 +141,7 @@ class LaunchConfig:
 
 def launch_parser() -> ArgumentParser:
     """A parser for launch settings: ``--config FILE`` and one flag a field; refuses unknown keys by name."""
+    use_strict_yaml()
     parser = ArgumentParser(
         prog="python -m launch.submit", description="Submit training runs.", allow_abbrev=False
     )

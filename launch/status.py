@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+from home_paths import command_line
 from launch.files import last_line
 from launch.progress import newest_checkpoint, read_status
 from launch.registry import Submission, all_submissions, find_submissions, job_states
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Prints a paragraph for each run named, or a line for every run below ``runs/``."""
     parser = argparse.ArgumentParser(prog="python -m launch.status", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a run's folder, or its name below runs/")
-    names = parser.parse_args(arguments).names
+    names = parser.parse_args(command_line(arguments)).names
     try:
         folder = Path.cwd()
         found = [s for name in names for s in find_submissions(name, folder)] or all_submissions(folder)

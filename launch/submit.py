@@ -14,6 +14,7 @@ from pathlib import Path
 
 from submitit import Job
 
+from home_paths import command_line
 from launch.config import LaunchConfig, launch_config, launch_parser
 from launch.executors import sbatch_script, submit_jobs
 from launch.follow import follow
@@ -24,17 +25,21 @@ from launch.snapshot import ROOT, in_snapshot, take_snapshot
 from launch.status import OVER
 from launch.torchrun import process_start
 from launch.training import TrainingRun, plan_runs
+from strict_yaml import check_files, contradictions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Submits what the command line says; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = command_line(arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = launch_parser()
     parser.add_argument("--dry_run", action="store_true", help="print the sbatch script and submit nothing")
     parser.add_argument("--wait", action="store_true", help="follow the log to the end; exit as the run does")
-    parsed = parser.parse_args(given[:cut])
     try:
+        check_files(given[:cut])
+        for sentence in contradictions(given[:cut]):
+            print(f"{parser.prog}: note: {sentence}", file=sys.stderr)
+        parsed = parser.parse_args(given[:cut])
         config = launch_config(parsed)
         runs = plan_runs(given[cut + 1 :], config.name, config.seeds, config.sweep, Path.cwd())
         if parsed.dry_run:

@@ -16,6 +16,7 @@ import torch
 import yaml
 from torch import nn
 
+from home_paths import command_line
 from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.cav_mae.mae import AudioVisualMAE
@@ -145,7 +146,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors file (published: or .pth)")
     parser.add_argument("--to", choices=sorted(_SUFFIXES), default="earsight", dest="form")
     add_source_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     try:
         known = parse_settings(options.settings)
         print(convert(options.source, options.target, options.form, options.allow, known))

@@ -10,13 +10,22 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-OURS = {"models", "datasets", "engine", "launch", "main_pretrain", "main_finetune"}
+OURS = {
+    "models",
+    "datasets",
+    "engine",
+    "launch",
+    "strict_yaml",
+    "home_paths",
+    "main_pretrain",
+    "main_finetune",
+}
 #: What each package may import of ours and what it must never import.
 ALLOWED = {
-    "models": {"models"},
-    "datasets": {"datasets"},
-    "engine": {"engine", "models", "datasets"},
-    "launch": {"launch"},
+    "models": {"models", "home_paths"},
+    "datasets": {"datasets", "home_paths"},
+    "engine": {"engine", "models", "datasets", "strict_yaml", "home_paths"},
+    "launch": {"launch", "strict_yaml", "home_paths"},
 }
 FORBIDDEN = {
     "models": {"deepspeed", "webdataset", "torch.distributed", "submitit"},

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets.prepare.text_files import check_encoding
 from datasets.shards.manifest import Label, task_label
 
 AUDIOSET = "AudioSet segments"
@@ -33,6 +34,7 @@ VGGSOUND = "VGGSound"
 MANIFEST = "CSV with a path column"
 AUDIOSET_CLASSES = "class_labels_indices.csv"
 VGGSOUND_SECONDS = 10.0
+_LONGEST_SECONDS = 1e8  # three years: no time of a video
 LABEL_SEPARATOR = ";"
 _TASK_COLUMN = "label."
 _SAFE_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
@@ -105,6 +107,7 @@ class LabelFile:
         line, first = next(numbered)
         if self.form == MANIFEST:
             header = [cell.strip().lower() for cell in first]
+            _check_header(self.path, line, header)
             return (_manifest_row(self.path, *row, header) for row in numbered)
         parse = _audioset_row if self.form == AUDIOSET else _vggsound_row
         begin = [] if _is_header(first) else [(line, first)]
@@ -229,13 +232,38 @@ def vocabulary_of(labels: LabelFile, used: Set[str], classes: str | Path | None)
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line number, cells) of a CSV without empty lines and without the comments at its head."""
+    check_encoding(path, LabelFileError)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, skipinitialspace=True)
+        reader = csv.reader(file, skipinitialspace=True, strict=True)
         at_head = True
-        for cells in reader:
+        while True:
+            line = reader.line_num + 1
+            try:
+                cells = next(reader, None)
+            except csv.Error as error:
+                raise LabelFileError(
+                    f"{path}:{line}: this row can't be read ({error}); is there a quote in it that is not closed?"
+                ) from error
+            if cells is None:
+                return
             at_head = at_head and (not cells or cells[0].startswith("#"))
             if cells and not at_head:
-                yield reader.line_num, cells
+                if any("\n" in cell for cell in cells):
+                    raise LabelFileError(
+                        f"{path}:{line}: a cell goes on over several lines; is there a quote that is not closed?"
+                    )
+                yield line, cells
+
+
+def _check_header(path: Path, line: int, header: list[str]) -> None:
+    """Refuses a column that is given twice: one of them would count for nothing."""
+    known = {"labels": "label"}
+    names = [known.get(name, name) for name in header]
+    for name in ("path", "label", "split", "start", "end"):
+        if names.count(name) > 1:
+            raise LabelFileError(
+                f"{path}:{line}: the header has {names.count(name)} columns {name!r}; keep one"
+            )
 
 
 def _manifest_row(path: Path, line: int, cells: list[str], header: list[str]) -> LabelRow:
@@ -309,8 +337,10 @@ def _is_number(cell: str) -> bool:
 
 
 def _seconds(path: Path, line: int, cell: str) -> float:
-    if not _is_number(cell):
-        raise LabelFileError(f"{path}:{line}: {cell!r} is no number of seconds")
+    if not _is_number(cell) or not 0 <= float(cell) <= _LONGEST_SECONDS:
+        raise LabelFileError(
+            f"{path}:{line}: {cell!r} is no number of seconds from 0 to {_LONGEST_SECONDS:g}"
+        )
     return float(cell)
 
 

@@ -47,6 +47,7 @@ from datasets.prepare.sources import PrepareError, Task, rejected_clip
 from datasets.shards.manifest import INDEX_NAME, Reject, ShardIndex
 from datasets.shards.tar import ShardError
 from datasets.worker_pool import Failure, WorkerPool
+from home_paths import command_line
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -197,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("out", type=str, help="folder for the shards; splits get folders of their own in it")
     parser.add_class_arguments(PrepareConfig, skip={"source", "out"})
-    options = parser.instantiate(parser.parse_args(arguments))
+    options = parser.instantiate(parser.parse_args(command_line(arguments)))
     try:
         config = PrepareConfig(**vars(options))
     except ValueError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.media.suffixes import VIDEO_SUFFIXES
+from datasets.prepare.text_files import check_encoding
 from datasets.shards.manifest import Reject
 
 DUPLICATE_ID = "duplicate_id"
@@ -60,7 +61,8 @@ def listed_names(path: Path) -> Iterator[str]:
     Raises:
         PrepareError: It is no text file.
     """
-    with path.open(encoding="utf-8", errors="surrogateescape") as file:
+    check_encoding(path, PrepareError)
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for line in file:
             if "\0" in line:
                 raise PrepareError(

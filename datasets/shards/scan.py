@@ -203,7 +203,9 @@ def _read_sample(path: Path, key: str, group: _Group) -> ScannedSample:
     if "cls" in group.contents and not labels:
         text = group.contents["cls"].decode("utf-8", "replace").strip()
         labels = int(text) if text.isdecimal() else text
-    labels = [labels] if isinstance(labels, int | str) else labels
+    labels = [labels] if isinstance(labels, int | str) else [] if labels is None else labels
+    if isinstance(labels, list):
+        labels = [label for label in labels if label is not None]
     if not isinstance(labels, list) or not all(isinstance(label, int | str) for label in labels):
         raise ShardError(f"{path}: labels of sample {key!r} are neither names nor numbers: {labels!r}")
     return ScannedSample(key, group.members, metadata, labels)

@@ -46,6 +46,7 @@ from tqdm import tqdm
 from datasets.synthetic.picture import render_frames
 from datasets.synthetic.scene import SHAPES, SPLITS, SyntheticConfig, clip_path, describe
 from datasets.synthetic.sound import SAMPLE_RATE, render_sound
+from home_paths import command_line
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> None:
@@ -147,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, default in asdict(SyntheticConfig()).items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
-    options = vars(parser.parse_args(arguments))
+    options = vars(parser.parse_args(command_line(arguments)))
     out, num_workers = options.pop("out"), options.pop("workers")
     try:
         generate(out, SyntheticConfig(**options), num_workers)

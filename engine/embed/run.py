@@ -33,6 +33,7 @@ from engine.embed.sources import SUFFIXES, EmbedSource, describe_others, open_so
 from engine.embeddings import Columns, check_target, write_embeddings
 from engine.namesake import check_datasets
 from engine.training.runlog import logger, setup_console
+from home_paths import command_line
 from models import load_pretrained
 from models.convert import parse_settings
 from models.weights.description import weights_hash
@@ -283,7 +284,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", dest="settings")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     setup_console(is_main=True)
     try:
         check_target(options.target)

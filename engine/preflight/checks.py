@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +25,7 @@ from engine.objectives.registry import build_objective
 from engine.preflight.estimates import state_bytes
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.training.train_config import TrainConfig
+from home_paths import command_line
 from models import AudioVisualClassifier, Workload, build_model, parameter_count
 
 _GB = 1e9
@@ -229,7 +229,7 @@ def _estimate_cost(run: PlannedRun, clips: int, cluster: Cluster, report: Report
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks what the command line says; see ``python -m launch.preflight``."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = command_line(arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(prog="python -m launch.preflight")
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes")

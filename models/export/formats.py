@@ -19,6 +19,7 @@ from typing import Any, cast
 
 from torch import nn
 
+from home_paths import command_line
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
@@ -150,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--format", choices=list(_FORMS), default="earsight", dest="form")
     parser.add_argument("--no-onnx", action="store_true", help="torch_export without ONNX files")
     add_source_arguments(parser)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     try:
         known = parse_settings(options.settings)
         onnx = not options.no_onnx
