@@ -19,6 +19,7 @@ from datasets.manifests.meld import read_meld
 from datasets.manifests.rows import EXTRA, Found, ManifestError, write_manifest
 from datasets.manifests.speech import read_crema_d, read_iemocap, read_mosei, read_ravdess
 from datasets.manifests.vggsound import read_vggsound
+from home_paths import command_line
 
 READERS: dict[str, Callable[[Path], Found]] = {
     "meld": read_meld,
@@ -42,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="the set as it was unpacked")
     parser.add_argument("out", type=Path, help="the manifest to write, a CSV")
     parser.add_argument("--recut", action="store_true", help="MELD: take the test clips that were cut anew")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     if options.recut and options.form != "meld":
         parser.error("--recut is of meld alone")
     if not options.folder.is_dir():
