@@ -6,7 +6,7 @@ SEEDS ?= 0 1 2
 # Bytecode is kept, whatever the shell says: else every process of a test compiles torch and DeepSpeed anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env env-dev demo test test-cluster check clean
+.PHONY: env env-dev demo compare test test-cluster check clean
 
 # One environment, made again when the requirements change: what training needs, and on top of it what tests need.
 # Without --no-compile pip compiles every module of it, which takes longer than installing them.
@@ -24,6 +24,10 @@ $(VENV)/.ready-dev: $(VENV)/.ready
 
 demo: env
 	$(BIN)/python -m engine.demo --seeds $(SEEDS)
+
+# Every objective on the demo's world at equal processor minutes: about an hour on two cores, done again where it stopped.
+compare: env
+	$(BIN)/python benchmarks/objectives.py --out runs/objectives --write docs/objectives.md
 
 test: env-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not cluster"

@@ -13,10 +13,16 @@ import sys
 
 from engine.namesake import check_datasets
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Runs what the command line says; returns the exit status."""
     check_datasets()
     from engine.cli import run_program
     from engine.config import PretrainConfig
     from engine.tasks.pretrain import pretrain
 
-    sys.exit(run_program("main_pretrain.py", PretrainConfig, pretrain))
+    return run_program("main_pretrain.py", PretrainConfig, pretrain)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,6 +9,7 @@ from models.cav_mae.workload import forward_flops, training_flops
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.encoders import Embeddings, Encoder
+from models.equiav import EquiAv, EquiAvEncoder, EquiAvModelConfig
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
 from models.layers.blocks import Streams
 from models.layers.masking import Mask, MaskConfig, Masker, MaskStrategy
@@ -41,6 +42,9 @@ __all__ = [
     "CavMaeModelConfig",
     "Embeddings",
     "Encoder",
+    "EquiAv",
+    "EquiAvEncoder",
+    "EquiAvModelConfig",
     "Family",
     "FbankConfig",
     "MAEOutput",

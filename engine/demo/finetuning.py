@@ -1,6 +1,6 @@
 """What a start is worth on the generated world: the fine-tuning part of ``make demo``.
 
-    python -m engine.demo.finetuning --shards SHARDS --out OUT [--init RUN]
+    python -m engine.demo.finetuning --shards SHARDS --out OUT [--init RUN] [--overrides model.name=…]
 
 With few labelled clips and over several seeds, a model is fine-tuned by sound, by picture and by both, from a
 pretraining run or, without ``--init``, from scratch at equal budget, either with a head fitted first; and a linear
@@ -30,7 +30,12 @@ _CONFIG = "configs/finetune_tiny.yaml"
 
 
 def finetune_demo(
-    init: Path | None, shards: Path, out: Path, world: World, seeds: Sequence[int] = (0, 1, 2)
+    init: Path | None,
+    shards: Path,
+    out: Path,
+    world: World,
+    seeds: Sequence[int] = (0, 1, 2),
+    overrides: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Trains and measures everything, or what is left of it.
 
@@ -40,6 +45,7 @@ def finetune_demo(
         out: Where the runs go.
         world: The processes; every rank calls this.
         seeds: Of the clips chosen, their order and augmentation, and the weights from scratch.
+        overrides: Of the recipe, such as ``model.name=…`` for a run of another family.
 
     Returns:
         ``labelled_clips``; ``accuracy[modality]``, a top-1 for each seed; ``frozen_features``, of the first seed.
@@ -48,6 +54,7 @@ def finetune_demo(
     base = [
         f"data.train={shards}/train", f"data.val={shards}/val", f"evaluation.shards={shards}/test",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
+        *overrides,
     ]  # fmt: skip
     if init is not None:
         base.append(f"init={init}")
@@ -103,11 +110,16 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, help="the demo's shards")
     parser.add_argument("--out", type=Path, required=True, help="where the runs go")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument(
+        "--overrides", nargs="*", default=(), help="of the recipe, such as model.name=equiav_tiny"
+    )
     options = parser.parse_args()
     with distributed() as world:
         setup_console(is_main=False)  # the runs' own lines would be a flood
         try:
-            results = finetune_demo(options.init, options.shards, options.out, world, options.seeds)
+            results = finetune_demo(
+                options.init, options.shards, options.out, world, options.seeds, options.overrides
+            )
         except ValueError as error:
             parser.exit(1, f"error: {error}\n")
         if world.is_main:

@@ -4,6 +4,7 @@
 
 - ``deepspeed/``: the optimizer's and model's state as DeepSpeed writes it, read only to resume this very run;
 - ``model.safetensors``: the model's plain float32 weights, readable without Earsight;
+- ``beside_model.safetensors``: what the objective holds beside its model, such as a teacher, where it does;
 - ``config.yaml``: the resolved config;
 - ``state.json``: step, world size and ZeRO stage, versions, and size and SHA-256 of every other file. A checkpoint
   that is damaged is set aside when its run is resumed, under a name that says so, and the one before it is taken.
@@ -25,7 +26,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from models.weights.unpickle import refusal
 
 _NAME = re.compile(r"^step_(\d{8})$")
 _DEEPSPEED = "deepspeed"
+_BESIDE_MODEL = "beside_model.safetensors"
 _UNIVERSAL = "universal"
 _CONVERTING = ".converting_"
 
@@ -160,6 +162,7 @@ def _open_checkpoint(path: Path) -> Checkpoint:
         values = read_sealed(path / STATE)
         known = {f.name: values[f.name] for f in fields(CheckpointState) if f.name in values}
         state = CheckpointState(**known)
+        state = replace(state, beside_model=tuple(state.beside_model))
         if f"step_{state.step:08d}" != path.name:
             raise ValueError(f"{STATE} is of step {state.step}")
     except (ValueError, TypeError) as error:
@@ -208,6 +211,13 @@ def save_checkpoint(
     engine.save_checkpoint(str(temporary), tag=_DEEPSPEED, save_latest=False)
     if world.is_main:
         save_weights(objective.model, temporary / "model.safetensors")
+        beside = {
+            name: value for name, value in objective.state_dict().items() if not name.startswith("model.")
+        }
+        if beside:
+            write_safetensors(
+                temporary / _BESIDE_MODEL, {name: value.cpu() for name, value in beside.items()}
+            )
         (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
     world.barrier()
     # On every node: one that vanishes later must not take along what it had yet to write.
@@ -263,6 +273,21 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None 
         raise CheckpointError(str(refusal(checkpoint.path / _DEEPSPEED, str(error)))) from error
     if loaded is None:
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
+    if universal is not None:
+        _restore_untrained(engine.module, checkpoint)
+
+
+@torch.no_grad()
+def _restore_untrained(objective: Objective[Any], checkpoint: Checkpoint) -> None:
+    """Frozen weights, buffers and what lies beside the model: a universal checkpoint holds what is optimized alone."""
+    stored = {f"model.{name}": value for name, value in load_weights(checkpoint.path).items()}
+    beside = checkpoint.path / _BESIDE_MODEL
+    if beside.is_file():
+        stored |= safetensors.torch.load_file(beside)
+    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
+    for name, value in objective.state_dict().items():
+        if name not in trained:
+            value.copy_(stored[name])
 
 
 def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:

@@ -144,7 +144,7 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         """
         audio = visual = None
         if fbank is not None:
-            self._check(
+            check_input(
                 fbank,
                 (self.config.audio_length, self.config.num_mel_bins),
                 "fbank",
@@ -152,7 +152,7 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
             )
             audio = self.audio(patchify_audio(fbank, self.config.patch_size), keep_audio)
         if frames is not None:
-            self._check(
+            check_input(
                 frames,
                 (3, self.config.image_size, self.config.image_size),
                 "frames",
@@ -182,9 +182,9 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         self, fbank: Tensor | None, frames: Tensor | None, audio_columns: int | None = None
     ) -> Embeddings:
         """See `Encoder.embed`: the means of the three streams over their tokens."""
-        keep_audio = None if fbank is None else self._first_columns(audio_columns, fbank)
+        keep_audio = None if fbank is None else first_columns(self.config.audio_grid, audio_columns, fbank)
         both = fbank is not None and frames is not None
-        found = self(fbank, _single_frame(frames), keep_audio, joint=both)
+        found = self(fbank, single_frame(frames), keep_audio, joint=both)
         return Embeddings(pool(found.audio), pool(found.visual), pool(found.joint))
 
     def features(
@@ -203,7 +203,7 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         """
         both = fbank is not None and frames is not None
         separate = pool_separate or not both
-        streams = self(fbank, _single_frame(frames), joint=both or trained_on_both, separate=separate)
+        streams = self(fbank, single_frame(frames), joint=both or trained_on_both, separate=separate)
         present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
         return torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
 
@@ -233,20 +233,20 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         """Names of parameters beside norms and biases that an optimizer should not decay."""
         return {"audio.modality_embed", "visual.modality_embed"}
 
-    def _first_columns(self, count: int | None, fbank: Tensor) -> Tensor | None:
-        """(B, K) ids of the audio tokens in the first ``count`` columns; None for all."""
-        rows, columns = self.config.audio_grid
-        if count is None or count == columns:
-            return None
-        ids = torch.arange(rows * columns, device=fbank.device).reshape(rows, columns)[:, :count]
-        return ids.flatten().expand(len(fbank), -1)
 
-    @staticmethod
-    def _check(x: Tensor, size: tuple[int, ...], name: str, settings: str) -> None:
-        if tuple(x.shape[1:]) != size:
-            raise ValueError(
-                f"{name} has shape {tuple(x.shape)}; the model's ({settings}) make it (B, {size})"
-            )
+def check_input(x: Tensor, size: tuple[int, ...], name: str, settings: str) -> None:
+    """Raises ``ValueError``, naming the settings, unless ``x`` has shape (B, *size)."""
+    if tuple(x.shape[1:]) != size:
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; the model's ({settings}) make it (B, {size})")
+
+
+def first_columns(grid: tuple[int, int], count: int | None, like: Tensor) -> Tensor | None:
+    """(B, K) ids of the audio tokens in the first ``count`` columns of a grid, for a batch; None for all."""
+    rows, columns = grid
+    if count is None or count >= columns:
+        return None
+    ids = torch.arange(rows * columns, device=like.device).reshape(rows, columns)[:, :count]
+    return ids.flatten().expand(len(like), -1)
 
 
 def pool(x: Tensor | None) -> Tensor | None:
@@ -254,6 +254,6 @@ def pool(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.float().mean(dim=1)
 
 
-def _single_frame(frames: Tensor | None) -> Tensor | None:
+def single_frame(frames: Tensor | None) -> Tensor | None:
     """(B, 1, 3, H, W) or (B, 3, H, W) -> (B, 3, H, W)."""
     return frames if frames is None or frames.ndim == 4 else frames.squeeze(1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
-from models.cav_mae.config import unknown_name
+from models.config import ModelConfig, unknown_name
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,26 @@ class Architecture:
     intra_dim: int
     inter_dim: int
 
+    @property
+    def joint_depth(self) -> int:
+        """Blocks that both modalities share: none."""
+        return 0
+
 
 PRESETS = {
     "equiav_tiny": Architecture(192, 3, 4, 64, 3, 64, 512, 128, 128),
     "equiav_small": Architecture(384, 6, 12, 128, 6, 64, 1024, 256, 256),
     "equiav_base": Architecture(768, 12, 12, 256, 8, 64, 2048, 512, 512),
 }
+PURPOSES = {
+    "equiav_tiny": "for trying things on a laptop: width 192, 4 blocks, heads of 512",
+    "equiav_small": "ViT-S: width 384, 12 blocks, heads of 1024",
+    "equiav_base": "ViT-B, the published EquiAV: width 768, 12 blocks, heads of 2048",
+}
 
 
 @dataclass(frozen=True)
-class EquiAvModelConfig:
+class EquiAvModelConfig(ModelConfig):
     """An EquiAV model by name, with its input's size; every width and depth can be overridden.
 
     Attributes:
@@ -67,9 +77,6 @@ class EquiAvModelConfig:
     """
 
     name: str = "equiav_base"
-    image_size: int = 224
-    audio_length: int = 1024
-    num_mel_bins: int = 128
     patch_size: int = 16
     embed_dim: int | None = None
     num_heads: int | None = None
@@ -97,6 +104,26 @@ class EquiAvModelConfig:
         return replace(
             PRESETS[self.name], **{name: value for name, value in chosen.items() if value is not None}
         )
+
+    @property
+    def encoder_width(self) -> int:
+        """See `ModelConfig.encoder_width`."""
+        return self.architecture.embed_dim
+
+    @property
+    def encoder_heads(self) -> int:
+        """See `ModelConfig.encoder_heads`."""
+        return self.architecture.num_heads
+
+    @property
+    def summary(self) -> str:
+        """See `ModelConfig.summary`."""
+        return f"{super().summary}, {self.architecture.modality_depth} blocks for each modality"
+
+    @property
+    def audio_patch_length(self) -> int:
+        """See `ModelConfig.audio_patch_length`."""
+        return self.patch_size
 
     @property
     def audio_grid(self) -> tuple[int, int]:

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from models.cav_mae.encoder import init_weights
 from models.equiav.config import EquiAvModelConfig
 from models.equiav.encoder import EquiAvEncoder
 from models.equiav.transforms import AUDIO_DESCRIPTION, VISUAL_DESCRIPTION
-from models.layers.blocks import Mlp, attend
+from models.layers.blocks import Mlp, attend, init_weights
 
 
 class Projections(NamedTuple):
@@ -144,9 +143,13 @@ class EquivariantHeads(nn.Module):
             description: (B, t) of its transformation.
             centroid: (B, N, t) as of `invariant`.
         """
+        descriptions = description[:, None]
+        if centroid is not None:
+            descriptions = torch.cat([descriptions, centroid], dim=1)
+        moved = self.predictor(tokens, descriptions)
         return Projections(
-            inter=self.invariant(tokens, centroid),
-            predicted=self.intra(self.predictor(tokens, description[:, None])[:, 0]),
+            inter=self.inter((tokens if centroid is None else moved[:, 1:]).mean(dim=1)),
+            predicted=self.intra(moved[:, 0]),
             augmented=self.intra(self.norm_augmented(augmented).mean(dim=1)),
         )
 
@@ -164,6 +167,20 @@ class EquivariantHeads(nn.Module):
         return self.inter(mean.mean(dim=1))
 
 
+class EquiAvHeads(nn.Module):
+    """`EquivariantHeads` of both modalities.
+
+    Args:
+        config: The model's.
+    """
+
+    def __init__(self, config: EquiAvModelConfig) -> None:
+        super().__init__()
+        self.audio = EquivariantHeads(config, AUDIO_DESCRIPTION)
+        self.visual = EquivariantHeads(config, VISUAL_DESCRIPTION)
+        self.apply(_init_heads)
+
+
 class EquiAv(nn.Module):
     """EquiAV. Losses are the caller's: `models.losses` on what ``forward`` returns.
 
@@ -175,10 +192,7 @@ class EquiAv(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = EquiAvEncoder(config)
-        self.audio = EquivariantHeads(config, AUDIO_DESCRIPTION)
-        self.visual = EquivariantHeads(config, VISUAL_DESCRIPTION)
-        for heads in (self.audio, self.visual):
-            heads.apply(_init_heads)
+        self.heads = EquiAvHeads(config)
 
     def forward(
         self,
@@ -203,35 +217,11 @@ class EquiAv(nn.Module):
         visual, visual_augmented = encoder.visual_tokens(torch.cat(frames)).chunk(2)
         centroid_audio, centroid_visual = centroids or (None, None)
         return (
-            self.audio(encoder.norm_audio(audio), audio_augmented, descriptions[0], centroid_audio),
-            self.visual(encoder.norm_visual(visual), visual_augmented, descriptions[1], centroid_visual),
+            self.heads.audio(encoder.norm["audio"](audio), audio_augmented, descriptions[0], centroid_audio),
+            self.heads.visual(
+                encoder.norm["visual"](visual), visual_augmented, descriptions[1], centroid_visual
+            ),
         )
-
-    def embed(
-        self,
-        fbank: Tensor | None = None,
-        frames: Tensor | None = None,
-        centroids: tuple[Tensor, Tensor] | None = None,
-    ) -> tuple[Tensor | None, Tensor | None]:
-        """Features for retrieval: ``z_inv`` of the modalities present.
-
-        Args:
-            fbank: (B, T, F) normalised log-mel, or None.
-            frames: (B, 3, H, W) normalised pictures, or None.
-            centroids: As of ``forward``.
-
-        Returns:
-            (B, E) audio and (B, E) visual, not normalised; None where the modality is absent.
-        """
-        audio = visual = None
-        centroid_audio, centroid_visual = centroids or (None, None)
-        if fbank is not None:
-            tokens = self.encoder.norm_audio(self.encoder.audio_tokens(fbank))
-            audio = self.audio.invariant(tokens, centroid_audio)
-        if frames is not None:
-            tokens = self.encoder.norm_visual(self.encoder.visual_tokens(frames))
-            visual = self.visual.invariant(tokens, centroid_visual)
-        return audio, visual
 
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""

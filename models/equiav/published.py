@@ -11,10 +11,11 @@ from dataclasses import fields
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.equiav.config import PRESETS, Architecture, EquiAvModelConfig
 from models.equiav.model import EquiAv
+from models.weights.errors import WeightsError
 
 PUBLISHED_EPS = 1e-5
 _PREFIX = "module."
@@ -29,12 +30,12 @@ _NAMES = [
         (r"encoder\.(audio|visual)\.pos_embed", r"pos_embed_{0}"),
         (r"encoder\.(audio|visual)\.modality_embed", r"modality_{0}"),
         (r"encoder\.(audio|visual)\.blocks\.(.+)", r"blocks_{0}.{1}"),
-        (r"encoder\.norm_(audio|visual)\.(weight|bias)", r"norm_{0}.{1}"),
-        (r"(audio|visual)\.norm_augmented\.(weight|bias)", r"norm_{0}_aug.{1}"),
-        (r"(audio|visual)\.predictor\.encode\.(.+)", r"aug_encoder_{0}.{1}"),
-        (r"(audio|visual)\.predictor\.norm_transform\.(weight|bias)", r"cross_attn_{0}.norm_aug.{1}"),
-        (r"(audio|visual)\.predictor\.(.+)", r"cross_attn_{0}.{1}"),
-        (r"(audio|visual)\.(intra|inter)\.(.+)", r"pred_{0}_{1}.{2}"),
+        (r"encoder\.norm\.(audio|visual)\.(weight|bias)", r"norm_{0}.{1}"),
+        (r"heads\.(audio|visual)\.norm_augmented\.(weight|bias)", r"norm_{0}_aug.{1}"),
+        (r"heads\.(audio|visual)\.predictor\.encode\.(.+)", r"aug_encoder_{0}.{1}"),
+        (r"heads\.(audio|visual)\.predictor\.norm_transform\.(weight|bias)", r"cross_attn_{0}.norm_aug.{1}"),
+        (r"heads\.(audio|visual)\.predictor\.(.+)", r"cross_attn_{0}.{1}"),
+        (r"heads\.(audio|visual)\.(intra|inter)\.(.+)", r"pred_{0}_{1}.{2}"),
     ]
 ]
 
@@ -135,12 +136,20 @@ def _to_our_layout(name: str, value: Tensor) -> Tensor:
     return value[0] if name.startswith("pos_embed") else value
 
 
-def to_published(model: EquiAv) -> dict[str, Tensor]:
+def to_published(model: nn.Module) -> dict[str, Tensor]:
     """The model's state in the published names (with ``module.``), shapes and completeness.
 
     The norms that the published model has and never uses are written as freshly initialised, so that its own strict
     loading takes the result; a third of the audio patch embedding goes to each of its three channels.
+
+    Raises:
+        WeightsError: It is a classifier, whose heads the published code has otherwise.
     """
+    if not isinstance(model, EquiAv):
+        raise WeightsError(
+            "the published EquiAV classifies through projections that a classifier here has not: give the run or "
+            "checkpoint of pretraining"
+        )
     state: dict[str, Tensor] = {}
     for name, value in model.state_dict().items():
         value, theirs = value.detach().float().cpu(), published_name(name)

@@ -20,14 +20,13 @@ from typing import Any, cast
 from torch import nn
 
 from home_paths import command_line
-from models.cav_mae.encoder import AudioVisualEncoder
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.convert import add_source_arguments, parse_settings, save_published
 from models.encoders import Encoder
 from models.export.card import earsight_usage, model_card, program_usage, published_usage, timm_usage
 from models.export.program import ONNX_TOLERANCE, export_programs
-from models.export.timm import export_timm
+from models.export.timm import PlainTowers, export_timm
 from models.pretrained import describe, load_model, named_state
 from models.registry import family_of
 from models.weights.description import Description, save_described
@@ -95,7 +94,7 @@ def _earsight(model: nn.Module, description: Description, folder: Path, onnx: bo
 
 def _timm(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     encoder = encoder_of(model)
-    if not isinstance(encoder, AudioVisualEncoder):
+    if not isinstance(encoder, PlainTowers):
         raise WeightsError(
             f"{description.model.name} is no pair of plain ViTs that timm could open; use earsight"
         )

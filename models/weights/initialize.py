@@ -37,6 +37,8 @@ _FREE = {
 }  # fmt: skip
 _NO_HEAD = "the model has no classification head"
 _NO_DECODER = "the model has no decoder"
+#: What contrastive families project to and predict with in pretraining.
+_HEADS = "heads."
 
 
 @runtime_checkable
@@ -279,6 +281,8 @@ def _why_anew(name: str, source: SourceWeights, config: ModelConfig) -> str | No
         return "the head of a new task"
     if name.startswith("decoder.") and not source.has_decoder:
         return "the file has no decoder"
+    if name.startswith(_HEADS) and not any(key.startswith(_HEADS) for key in source.state):
+        return "the file has no heads of pretraining"
     return _vit_rules(config).why_anew(name) if source.kind is SourceKind.vit else None
 
 
@@ -306,6 +310,8 @@ def _why_ignored(
         return "the published model has it and never uses it"
     if not has_decoder and (name.startswith(("decoder.", "decoder_")) or name == "mask_token"):
         return _NO_DECODER
+    if name.startswith(_HEADS) and not any(key.startswith(_HEADS) for key in own):
+        return "the model has no heads of pretraining"
     if source.kind is SourceKind.vit:
         return _vit_rules(config).why_ignored(name)
     if "head.weight" not in own and name.startswith(("mlp_head.", "norm.", "head.")):

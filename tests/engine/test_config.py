@@ -33,6 +33,8 @@ def parse(*words: str) -> PretrainConfig:
         (["train.steps=0"], ["train.steps"]),
         (["model.audio_length=1000"], ["audio_length", "1000", "patch_size"]),
         (["model.name=cav_mae_bse"], ["cav_mae_bse", "cav_mae_base"]),
+        (["objective.kind=cav_ma"], ["unknown objective.kind 'cav_ma'", "did you mean cav_mae"]),
+        (["objective.momentum=0.9"], ["objective.momentum"]),  # another kind's
         (["objective.negatives=some"], ["objective.negatives", "some"]),
         (["objective.contrast_weight=0", "objective.reconstruction_weight=0"], ["both 0"]),
         (["optimizer.lr=-1"], ["optimizer.lr"]),

@@ -1,5 +1,6 @@
 """Models by name, and configs that cannot be."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,8 +14,10 @@ from models import (
     MaskStrategy,
     build_model,
     create_model,
+    family_of,
     list_models,
     parameter_count,
+    register_family,
     training_flops,
 )
 from models.cav_mae.config import PRESETS
@@ -123,3 +126,11 @@ def test_parameter_count():
     model.decoder.requires_grad_(False)
     assert parameter_count(model) == parameter_count(model.encoder)
     assert parameter_count(model, trainable_only=False) > parameter_count(model)
+
+
+def test_a_name_can_be_registered_once():
+    family = family_of("cav_mae_tiny")
+    with pytest.raises(ValueError, match="'cav_mae' is registered already"):
+        register_family(family)
+    with pytest.raises(ValueError, match="model 'cav_mae_base' is registered already, by 'cav_mae'"):
+        register_family(replace(family, name="other", presets={"cav_mae_base": "again"}))

@@ -53,6 +53,13 @@ TINY: dict[str, dict[str, Any]] = {
         },
         "objective": {"contrast_weight": 0.1},
     },
+    "equiav": {
+        "model": {
+            "name": "equiav_tiny", "embed_dim": 48, "num_heads": 2, "modality_depth": 2, "transform_dim": 8,
+            "predictor_heads": 2, "predictor_head_dim": 8, "projection_dim": 16, "intra_dim": 12, "inter_dim": 12,
+        },
+        "objective": {"centroid": 3},
+    },
     "mavil": {"model": _MAVIL, "objective": {"intra_weight": 0.1}},
     "mavil_self_training": {
         "model": _MAVIL,
