@@ -6,6 +6,7 @@ from models.cav_mae.decoder import AudioVisualDecoder
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.cav_mae.mae import AudioVisualMAE, MAEOutput
 from models.cav_mae.workload import forward_flops, training_flops
+from models.cav_mae_sync import CavMaeSync, CavMaeSyncEncoder, CavMaeSyncModelConfig
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.encoders import Embeddings, Encoder
@@ -17,6 +18,7 @@ from models.losses import info_nce, normalize_patches, nt_xent, reconstruction_l
 from models.mavil import MAVIL_FBANK, MavilEncoder, MavilMAE, MavilModelConfig
 from models.pretrained import PretrainedEncoders, load_pretrained
 from models.registry import (
+    Extension,
     Family,
     PublishedFormat,
     build_encoder,
@@ -40,11 +42,15 @@ __all__ = [
     "AudioVisualEncoder",
     "AudioVisualMAE",
     "CavMaeModelConfig",
+    "CavMaeSync",
+    "CavMaeSyncEncoder",
+    "CavMaeSyncModelConfig",
     "Embeddings",
     "Encoder",
     "EquiAv",
     "EquiAvEncoder",
     "EquiAvModelConfig",
+    "Extension",
     "Family",
     "FbankConfig",
     "MAEOutput",

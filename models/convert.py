@@ -18,12 +18,10 @@ from torch import nn
 
 from home_paths import command_line
 from models.cav_mae.config import CavMaeModelConfig
-from models.cav_mae.encoder import AudioVisualEncoder
-from models.cav_mae.mae import AudioVisualMAE
 from models.config import ModelConfig, unknown_name
 from models.encoders import Encoder
 from models.pretrained import describe, load_model, named_state
-from models.registry import families, family_of
+from models.registry import build_encoder, families, family_of
 from models.weights.description import save_described
 from models.weights.errors import WeightsError
 from models.weights.published import PUBLISHED_EPS, published_limits, to_published
@@ -73,11 +71,7 @@ def save_published(model: nn.Module, target: Path) -> list[str]:
     config = cast(ModelConfig, model.config)
     if family.name != "cav_mae" and family.published is None:
         raise WeightsError(f"there is no published format of the family {family.name}; use --to earsight")
-    state = (
-        family.published.to_published(model)
-        if family.published
-        else to_published(cast(AudioVisualMAE, model))
-    )
+    state = family.published.to_published(model) if family.published else to_published(model)
     if target.suffix == ".safetensors":
         write_safetensors(target, state)
     else:
@@ -85,11 +79,12 @@ def save_published(model: nn.Module, target: Path) -> list[str]:
         temporary = target.with_name(f".writing_{target.name}")
         torch.save(state, temporary)
         temporary.replace(target)
+    notes = family.published.limits(config) if family.published else []
     if not isinstance(config, CavMaeModelConfig):
-        return []
-    notes, eps = published_limits(config), config.layer_norm_eps
+        return notes
+    notes, eps = published_limits(config) + notes, config.layer_norm_eps
     if eps != PUBLISHED_EPS:
-        difference = _epsilon_difference(cast(AudioVisualEncoder, model.encoder))
+        difference = _epsilon_difference(cast(Encoder[CavMaeModelConfig], model.encoder))
         notes.append(
             f"LayerNorm's epsilon is {eps:g} in this model and {PUBLISHED_EPS:g} in the published code, whose "
             f"features will differ by about {difference:.1e} of the largest"
@@ -98,14 +93,14 @@ def save_published(model: nn.Module, target: Path) -> list[str]:
 
 
 @torch.no_grad()
-def _epsilon_difference(encoder: AudioVisualEncoder) -> float:
+def _epsilon_difference(encoder: Encoder[CavMaeModelConfig]) -> float:
     """How much pooled features change with the published epsilon, relative to the largest; on random input."""
     config, generator = encoder.config, torch.Generator().manual_seed(0)
     fbank = torch.randn(2, config.audio_length, config.num_mel_bins, generator=generator)
     frames = torch.randn(2, 3, config.image_size, config.image_size, generator=generator)
-    other = AudioVisualEncoder(replace(config, layer_norm_eps=PUBLISHED_EPS))
+    other = build_encoder(replace(config, layer_norm_eps=PUBLISHED_EPS))
     other.load_state_dict(encoder.state_dict())
-    ours, theirs = (model.cpu()(fbank, frames).joint.mean(dim=1) for model in (encoder, other))
+    ours, theirs = (model.cpu().features(fbank, frames) for model in (encoder, other))
     return ((ours - theirs).abs().max() / ours.abs().max()).item()
 
 

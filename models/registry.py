@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -25,6 +26,7 @@ class PublishedFormat:
         to_published: A model's state in the published names.
         encoder_alone: Whether the published code takes an encoder without the rest of the model.
         fbank: The spectrogram that its weights were trained on, where it is not the default one.
+        limits: What the published code can't do with a model of this config, a sentence each.
     """
 
     title: str
@@ -34,6 +36,7 @@ class PublishedFormat:
     to_published: Callable[[nn.Module], dict[str, Tensor]]
     encoder_alone: bool = False
     fbank: FbankConfig = field(default_factory=FbankConfig)
+    limits: Callable[[Any], list[str]] = lambda config: []
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,19 @@ class VitRules:
 
 
 @dataclass(frozen=True)
+class Extension:
+    """A family of which another is an extension, so that its weights can begin the other's.
+
+    Attributes:
+        family: Its name.
+        added: The other's names that it has not, in files (``encoder. ...``).
+    """
+
+    family: str
+    added: re.Pattern[str]
+
+
+@dataclass(frozen=True)
 class Family:
     """A kind of model: its config, its presets and how it is built.
 
@@ -64,6 +80,7 @@ class Family:
         build_encoder: What is kept of it.
         published: Its authors' weights, where there are any.
         vit: How a plain ViT's tensors become its own; that of CAV-MAE where it is None.
+        extends: The family whose weights can begin one of this, where there is one.
     """
 
     name: str
@@ -73,6 +90,7 @@ class Family:
     build_encoder: Callable[[Any], Encoder[Any]]
     published: PublishedFormat | None = None
     vit: VitRules | None = None
+    extends: Extension | None = None
 
 
 _FAMILIES: dict[str, Family] = {}

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from models.cav_mae.config import CavMaeModelConfig
-from models.layers.blocks import Block, init_weights, run_block
+from models.layers.blocks import Block, init_weights, run_blocks
 from models.layers.position import sincos_2d
 
 
@@ -65,8 +65,7 @@ class AudioVisualDecoder(nn.Module):
             ]
         )
         x = tokens.scatter(1, ids, x) + places
-        for block in self.blocks:
-            x = run_block(block, x, self.recompute)
+        x = run_blocks(self.blocks, x, self.recompute)
         audio, visual = self.norm(x).split([num_audio, num_visual], dim=1)
         return self.pred_audio(audio), self.pred_visual(visual)
 

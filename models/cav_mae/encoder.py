@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.workload import activation_bytes, encoder_flops
 from models.encoders import Embeddings, Encoder
-from models.layers.blocks import Block, JointBlock, StreamNorm, Streams, init_weights, run_block
+from models.layers.blocks import Block, JointBlock, StreamNorm, Streams, init_weights, run_blocks
 from models.layers.masking import gather_tokens
 from models.layers.patches import patchify_audio, patchify_visual
 from models.layers.position import sincos_2d
@@ -83,14 +83,14 @@ class ModalityEncoder(nn.Module):
         Returns:
             (B, K, D).
         """
+        return run_blocks(self.blocks, self.embed_patches(patches, ids_keep), self.recompute)
+
+    def embed_patches(self, patches: Tensor, ids_keep: Tensor | None = None) -> Tensor:
+        """What the first block takes; arguments and shapes as of ``forward``."""
         if ids_keep is None:
-            x = self.patch_embed(patches) + (self.pos_embed + self.modality_embed)
-        else:
-            places = (self.pos_embed + self.modality_embed)[ids_keep]
-            x = self.patch_embed(gather_tokens(patches, ids_keep)) + places
-        for block in self.blocks:
-            x = run_block(block, x, self.recompute)
-        return x
+            return self.patch_embed(patches) + (self.pos_embed + self.modality_embed)
+        places = (self.pos_embed + self.modality_embed)[ids_keep]
+        return self.patch_embed(gather_tokens(patches, ids_keep)) + places
 
 
 class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
@@ -144,28 +144,19 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         """
         audio = visual = None
         if fbank is not None:
-            check_input(
-                fbank,
-                (self.config.audio_length, self.config.num_mel_bins),
-                "fbank",
-                "audio_length, num_mel_bins",
-            )
+            size = (self.config.audio_length, self.config.num_mel_bins)
+            check_input(fbank, size, "fbank", "audio_length, num_mel_bins")
             audio = self.audio(patchify_audio(fbank, self.config.patch_size), keep_audio)
         if frames is not None:
-            check_input(
-                frames,
-                (3, self.config.image_size, self.config.image_size),
-                "frames",
-                "3, image_size, image_size",
-            )
+            size = (3, self.config.image_size, self.config.image_size)
+            check_input(frames, size, "frames", "3, image_size, image_size")
             visual = self.visual(patchify_visual(frames, self.config.patch_size), keep_visual)
         present = [x for x in (audio, visual) if x is not None]
         if not present:
             raise ValueError("the encoder needs fbank, frames or both, and got neither")
         together = torch.cat(present, dim=1) if joint else None
         streams = Streams(together, audio, visual) if separate else Streams(together)
-        for block in self.joint_blocks:
-            streams = run_block(block, streams, self.config.activation_checkpointing)
+        streams = run_blocks(self.joint_blocks, streams, self.config.activation_checkpointing)
         return self.norm(streams)
 
     @property

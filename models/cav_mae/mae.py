@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor, nn
 
 from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.decoder import AudioVisualDecoder
 from models.cav_mae.encoder import AudioVisualEncoder, pool
+from models.encoders import Encoder
 from models.layers.blocks import Streams
 from models.layers.masking import Masker
 from models.layers.patches import patchify_audio, patchify_visual, unpatchify_audio, unpatchify_visual
+
+C = TypeVar("C", bound=CavMaeModelConfig)
+E = TypeVar("E", bound=Encoder[Any])
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,42 @@ class MAEOutput:
     embed_visual: Tensor | None = None
 
 
-class AudioVisualMAE(nn.Module):
+class JointAutoencoder(nn.Module, Generic[C, E]):
+    """An encoder and a decoder over the patches of both modalities, and what is the same whatever the encoder.
+
+    Attributes:
+        config: Sizes of model and input, and the masks.
+        encoder: From patches to streams.
+        decoder: From the joint stream to every patch.
+    """
+
+    config: C
+    encoder: E
+    decoder: AudioVisualDecoder
+
+    def patchify_audio(self, fbank: Tensor) -> Tensor:
+        """(B, T, F) -> (B, La, P*P), the targets of ``pred_audio``."""
+        return patchify_audio(fbank, self.config.patch_size)
+
+    def patchify_visual(self, frames: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, Lv, P*P*3), the targets of ``pred_visual``."""
+        return patchify_visual(frames, self.config.patch_size)
+
+    def unpatchify_audio(self, patches: Tensor) -> Tensor:
+        """(B, La, P*P) -> (B, T, F)."""
+        return unpatchify_audio(patches, self.config.audio_grid, self.config.patch_size)
+
+    def unpatchify_visual(self, patches: Tensor) -> Tensor:
+        """(B, Lv, P*P*3) -> (B, 3, H, W)."""
+        return unpatchify_visual(patches, self.config.visual_grid, self.config.patch_size)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters beside norms and biases that an optimizer should not decay."""
+        parts = (("encoder", self.encoder), ("decoder", self.decoder))
+        return {f"{prefix}.{name}" for prefix, part in parts for name in part.no_weight_decay()}
+
+
+class AudioVisualMAE(JointAutoencoder[CavMaeModelConfig, AudioVisualEncoder]):
     """CAV-MAE. Losses are the caller's: `models.losses` on what ``forward`` returns.
 
     Args:
@@ -60,6 +100,7 @@ class AudioVisualMAE(nn.Module):
         *,
         reconstruct: bool = True,
         contrast: bool = True,
+        ratio: float | None = None,
     ) -> MAEOutput:
         """Masks, encodes, decodes.
 
@@ -70,8 +111,9 @@ class AudioVisualMAE(nn.Module):
             noise_visual: (B, Lv) likewise for the visual mask.
             reconstruct: Whether the joint stream and the decoder's predictions are needed.
             contrast: Whether the single-modality streams and their means are needed.
+            ratio: Share of the tokens of either modality that is removed; None is the config's.
         """
-        audio, visual = self.masker(noise_audio, noise_visual)
+        audio, visual = self.masker.audio(noise_audio, ratio), self.masker.visual(noise_visual, ratio)
         latents = self.encoder(
             fbank, frames, audio.ids_keep, visual.ids_keep, joint=reconstruct, separate=contrast
         )
@@ -87,24 +129,3 @@ class AudioVisualMAE(nn.Module):
             embed_audio=pool(latents.audio),
             embed_visual=pool(latents.visual),
         )
-
-    def patchify_audio(self, fbank: Tensor) -> Tensor:
-        """(B, T, F) -> (B, La, P*P), the targets of ``pred_audio``."""
-        return patchify_audio(fbank, self.config.patch_size)
-
-    def patchify_visual(self, frames: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, Lv, P*P*3), the targets of ``pred_visual``."""
-        return patchify_visual(frames, self.config.patch_size)
-
-    def unpatchify_audio(self, patches: Tensor) -> Tensor:
-        """(B, La, P*P) -> (B, T, F)."""
-        return unpatchify_audio(patches, self.config.audio_grid, self.config.patch_size)
-
-    def unpatchify_visual(self, patches: Tensor) -> Tensor:
-        """(B, Lv, P*P*3) -> (B, 3, H, W)."""
-        return unpatchify_visual(patches, self.config.visual_grid, self.config.patch_size)
-
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters beside norms and biases that an optimizer should not decay."""
-        parts = (("encoder", self.encoder), ("decoder", self.decoder))
-        return {f"{prefix}.{name}" for prefix, part in parts for name in part.no_weight_decay()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar, cast
 
@@ -33,6 +33,13 @@ def run_block(block: Callable[[T], T], x: T, recompute: bool) -> T:
     return block(x)
 
 
+def run_blocks(blocks: Iterable[Callable[[T], T]], x: T, recompute: bool) -> T:
+    """One block after the other; see `run_block`."""
+    for block in blocks:
+        x = run_block(block, x, recompute)
+    return x
+
+
 def init_weights(module: nn.Module) -> None:
     """The published initialisation: Xavier-uniform linear layers, norms of 1 and 0. For ``Module.apply``."""
     if isinstance(module, nn.Linear):
@@ -59,10 +66,20 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, L, D) -> (B, L, D)."""
+        return self.proj(attend(*self._heads(x)).transpose(1, 2).reshape(x.shape))
+
+    def to_first(self, x: Tensor) -> Tensor:
+        """How much each token attends to the first, mean over heads: (B, L, D) -> (B, L) float32."""
+        q, k, _ = self._heads(x)
+        with torch.autocast(x.device.type, enabled=False):
+            scores = (q.float() * q.shape[-1] ** -0.5) @ k.float().mT
+        return scores.softmax(dim=-1)[..., 0].mean(dim=1)
+
+    def _heads(self, x: Tensor) -> list[Tensor]:
+        """Queries, keys and values: (B, L, D) -> three times (B, heads, L, d)."""
         batch, length, dim = x.shape
         qkv = self.qkv(x).reshape(batch, length, 3, self.num_heads, dim // self.num_heads)
-        q, k, v = (x.transpose(1, 2) for x in qkv.unbind(2))
-        return self.proj(attend(q, k, v).transpose(1, 2).reshape(batch, length, dim))
+        return [x.transpose(1, 2) for x in qkv.unbind(2)]
 
 
 class Mlp(nn.Module):

@@ -108,6 +108,11 @@ def keep_columns_and_rows(
     return (columns[:, :, None] * num_rows + rows[:, None, :]).flatten(1)
 
 
+def mask_from_score(score: Tensor, ratio: float) -> Mask:
+    """Keeps the tokens of highest score, the earlier of equal ones: (B, L) score, ``ratio`` removed -> `Mask`."""
+    return mask_from_noise(-score, num_kept(score.shape[1], ratio))
+
+
 def _lowest(score: Tensor, count: int) -> Tensor:
     """(B, N) -> (B, N) bool, true at the ``count`` lowest."""
     ranks = score.argsort(dim=1, stable=True).argsort(dim=1)

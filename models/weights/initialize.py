@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from models.config import ModelConfig
 from models.encoders import Encoder
 from models.layers.position import sincos_2d
-from models.registry import VitRules, family_of
+from models.registry import VitRules, families, family_of
 from models.weights import timm_vit
 from models.weights.errors import WeightsError
-from models.weights.published import NEVER_USED, PUBLISHED_EPS, published_name
+from models.weights.published import NEVER_USED, PUBLISHED_EPS, from_published, published_name
 from models.weights.sources import SourceKind, SourceWeights
 
 _POSITIONS = re.compile(r"encoder\.(audio|visual)\.pos_embed|decoder\.pos_embed_(audio|visual)")
@@ -229,11 +229,8 @@ def _pull(name: str, source: SourceWeights, config: ModelConfig) -> timm_vit.Pul
         return origin, value.reshape(rows, columns, -1), None
     if source.kind is SourceKind.earsight:
         return origin, value, None
-    if name.endswith("patch_embed.weight"):
-        return origin, value.permute(0, 2, 3, 1).flatten(1), "laid out as rows of patches"
-    if "modality_embed" in name or name.endswith("mask_token"):
-        value = value.flatten()
-    return origin, value, None
+    how = "laid out as rows of patches" if name.endswith("patch_embed.weight") else None
+    return origin, from_published(name, value), how
 
 
 def _vit_rules(config: ModelConfig) -> VitRules:
@@ -283,6 +280,9 @@ def _why_anew(name: str, source: SourceWeights, config: ModelConfig) -> str | No
         return "the file has no decoder"
     if name.startswith(_HEADS) and not any(key.startswith(_HEADS) for key in source.state):
         return "the file has no heads of pretraining"
+    extension = family_of(config.name).extends
+    if extension and extension.added.fullmatch(name) and _family(source) in (extension.family, None):
+        return "the file's kind of model has none"
     return _vit_rules(config).why_anew(name) if source.kind is SourceKind.vit else None
 
 
@@ -323,26 +323,32 @@ def _allowed(name: str, allow: Sequence[str]) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in allow)
 
 
+def _family(source: SourceWeights) -> str | None:
+    """The family whose names the weights have; None of a ViT, or where nothing tells it."""
+    if source.config is not None:
+        return family_of(source.config.name).name
+    if source.published is not None:
+        return next(family.name for family in families() if family.published is source.published)
+    return "cav_mae" if source.kind is SourceKind.cav_mae else None
+
+
 def _check_sizes(source: SourceWeights, config: ModelConfig) -> None:
     """Family and widths first: one clear error in place of a hundred misshapen tensors."""
     theirs = source.config
     if source.published is not None:
         with suppress(WeightsError):  # where shapes don't tell all of it, the tensors speak for themselves
             theirs = source.model_config()
-    ours = family_of(config.name).name
-    if theirs is not None and family_of(theirs.name).name != ours:
-        family = family_of(theirs.name).name
+    ours, found = family_of(config.name), _family(source)
+    if found is not None and found != ours.name and not (ours.extends and ours.extends.family == found):
         raise WeightsError(
-            f"{source.path} ({source.title}) holds a model of the family {family}, and {config.name} is one of {ours}: "
-            f"give model.name={theirs.name}"
+            f"{source.path} ({source.title}) holds a model of the family {found}, and {config.name} is one of "
+            f"{ours.name}: give model.name={theirs.name if theirs else ' or '.join(_presets(found))}"
         )
     key = {
         SourceKind.earsight: "encoder.visual.patch_embed.bias",
         SourceKind.cav_mae: "patch_embed_v.proj.bias",
         SourceKind.vit: "patch_embed.proj.bias",
     }[source.kind]
-    if source.kind is SourceKind.cav_mae and ours != "cav_mae":
-        raise WeightsError(f"{source.path} holds a {source.title}, and {config.name} is of the family {ours}")
     width = len(source.state.get(key, ()))
     if width != config.encoder_width and (key in source.state or source.kind is not SourceKind.earsight):
         raise WeightsError(
@@ -355,6 +361,10 @@ def _check_sizes(source: SourceWeights, config: ModelConfig) -> None:
             f"{source.path} has {heads} attention heads, the model's num_heads is {config.encoder_heads}; the same "
             f"weights with other heads are another function{_own_settings(source, config)}"
         )
+
+
+def _presets(family: str) -> list[str]:
+    return next(list(known.presets) for known in families() if known.name == family)
 
 
 def _own_settings(source: SourceWeights, config: ModelConfig) -> str:

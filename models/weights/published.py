@@ -1,23 +1,24 @@
 """The names, sizes and layout of the published CAV-MAE (arXiv 2210.07839) in ours, and ours in these.
 
-Published files hold fp32 tensors under ``module.``. Each of their blocks carries the joint block's extra norms,
-which the published model never uses outside it.
+CAV-MAE Sync has the same and some of its own (`models.cav_mae_sync.published`). Published files hold fp32 tensors
+under ``module.``. Each of their blocks carries the joint block's extra norms, which the published model never uses
+outside it.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, cast
+from dataclasses import asdict, replace
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from einops import rearrange
+from torch import Tensor, nn
 
-from models.cav_mae.config import PRESETS, Architecture, CavMaeModelConfig
-from models.cav_mae.mae import AudioVisualMAE
-from models.classifier import AudioVisualClassifier
+from models.cav_mae.config import CavMaeModelConfig
 
+C = TypeVar("C", bound=CavMaeModelConfig)
 PUBLISHED_EPS = 1e-5
 _PUBLISHED_DEPTH = 12
 _PREFIX = "module."
@@ -30,6 +31,10 @@ _NAMES = [
         (r"encoder\.(audio|visual)\.pos_embed", r"pos_embed_{0}"),
         (r"encoder\.(audio|visual)\.modality_embed", r"modality_{0}"),
         (r"encoder\.(audio|visual)\.blocks\.(.+)", r"blocks_{0}.{1}"),
+        (r"encoder\.(audio|visual)\.global_token", r"cls_token_{0}"),
+        (r"encoder\.registers", r"register_tokens"),
+        (r"encoder\.contrast_blocks_audio\.(.+)", r"constrative_head_audio.{0}"),
+        (r"encoder\.contrast_blocks_visual\.(.+)", r"constrative_head_visual.{0}"),
         (r"encoder\.joint_blocks\.(\d+\.norm[12])\.joint\.(weight|bias)", r"blocks_u.{0}.{1}"),
         (r"encoder\.joint_blocks\.(\d+\.norm[12])\.(audio|visual)\.(weight|bias)", r"blocks_u.{0}_{1}.{2}"),
         (r"encoder\.joint_blocks\.(.+)", r"blocks_u.{0}"),
@@ -45,8 +50,11 @@ _NAMES = [
         (r"head\.(weight|bias)", r"mlp_head.1.{0}"),
     ]
 ]
+#: Endings of names of single tokens, (1, 1, D) as published.
+_TOKENS = ("modality_embed", "modality_embed_audio", "modality_embed_visual", "mask_token", "global_token")
 _LETTERS = {"audio": "a", "visual": "v"}
-NEVER_USED = re.compile(r"(blocks_a|blocks_v|decoder_blocks)\.\d+\.norm[12]_[av]\.(weight|bias)")
+_PLAIN_BLOCKS = r"(blocks_[av]|decoder_blocks|constrative_head_\w+)\.\d+\.norm[12]"
+NEVER_USED = re.compile(_PLAIN_BLOCKS + r"_[av]\.(weight|bias)")
 
 
 def published_name(name: str) -> str:
@@ -72,41 +80,54 @@ def infer_config(state: Mapping[str, Tensor], **known: Any) -> CavMaeModelConfig
     Raises:
         ValueError: A tensor that is needed is missing, or its shape makes no such model.
     """
-    base = PRESETS["cav_mae_base"]
+    return infer_sizes(CavMaeModelConfig(), state, known)
 
-    def shape(name: str) -> torch.Size:
-        if name not in state:
-            raise ValueError(f"{name} is missing; this is no CAV-MAE checkpoint in the published names")
-        return state[name].shape
 
-    def depth(blocks: str) -> int:
-        return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
+def infer_sizes(
+    preset: C, state: Mapping[str, Tensor], known: Mapping[str, Any], audio_key: str = "audio_length"
+) -> C:
+    """A preset with the sizes that published names and shapes describe; see `infer_config`.
 
-    embed_dim, _, patch_size, _ = shape("patch_embed_v.proj.weight")
+    Args:
+        preset: The ViT-B of the family.
+        state: Published names, without ``module.``, and their tensors.
+        known: Fields of the config that override what is inferred.
+        audio_key: The field that the number of audio positions tells.
+    """
     num_mel_bins = known.get("num_mel_bins", 128)
+    embed_dim, _, patch_size, _ = _shape(state, "patch_embed_v.proj.weight")
     found: dict[str, Any] = {
         "patch_size": patch_size,
-        "image_size": round(shape("pos_embed_v")[1] ** 0.5) * patch_size,
-        "audio_length": shape("pos_embed_a")[1] * patch_size**2 // num_mel_bins,
+        "image_size": round(_shape(state, "pos_embed_v")[1] ** 0.5) * patch_size,
+        audio_key: _shape(state, "pos_embed_a")[1] * patch_size**2 // num_mel_bins,
         "embed_dim": embed_dim,
         "num_heads": _heads(embed_dim, 64, "num_heads", known),
-        "modality_depth": depth("blocks_a"),
-        "joint_depth": depth("blocks_u"),
-        "mlp_ratio": shape("blocks_u.0.mlp.fc1.weight")[0] / embed_dim,
+        "modality_depth": block_depth(state, "blocks_a"),
+        "joint_depth": block_depth(state, "blocks_u"),
+        "mlp_ratio": _shape(state, "blocks_u.0.mlp.fc1.weight")[0] / embed_dim,
         "layer_norm_eps": PUBLISHED_EPS,
     }
     if "decoder_embed.weight" in state:
-        width = shape("decoder_embed.weight")[0]
+        width = _shape(state, "decoder_embed.weight")[0]
         heads = _heads(width, 32, "decoder_num_heads", known)
-        found |= {
-            "decoder_embed_dim": width,
-            "decoder_num_heads": heads,
-            "decoder_depth": depth("decoder_blocks"),
-        }
+        depth = block_depth(state, "decoder_blocks")
+        found |= {"decoder_embed_dim": width, "decoder_num_heads": heads, "decoder_depth": depth}
     # What the preset says anyway is left to it, so that the config of a published ViT-B reads like one.
-    preset = {f.name: getattr(base, f.name) for f in fields(Architecture)}
-    chosen = {name: value for name, value in (found | known).items() if preset.get(name, ...) != value}
-    return CavMaeModelConfig("cav_mae_base", **chosen)
+    says = asdict(preset.architecture)
+    return replace(
+        preset, **{key: value for key, value in {**found, **known}.items() if says.get(key, ...) != value}
+    )
+
+
+def block_depth(state: Mapping[str, Tensor], blocks: str) -> int:
+    """How many ``blocks.N`` there are."""
+    return len({name.split(".")[1] for name in state if name.startswith(f"{blocks}.")})
+
+
+def _shape(state: Mapping[str, Tensor], name: str) -> torch.Size:
+    if name not in state:
+        raise ValueError(f"{name} is missing; this is no CAV-MAE checkpoint in the published names")
+    return state[name].shape
 
 
 def _heads(width: int, head_width: int, name: str, known: Mapping[str, Any]) -> int:
@@ -138,26 +159,41 @@ def published_limits(config: CavMaeModelConfig) -> list[str]:
     return limits
 
 
-def to_published(model: AudioVisualMAE | AudioVisualClassifier) -> dict[str, Tensor]:
+def from_published(name: str, value: Tensor) -> Tensor:
+    """A published tensor in the layout of ours of that name."""
+    if name.endswith("patch_embed.weight"):
+        return rearrange(value, "d c p q -> d (p q c)")
+    if name.endswith(_TOKENS):
+        return value.flatten()
+    if name.endswith("registers"):
+        return rearrange(value, "(m r) d -> m r d", m=2)
+    return value
+
+
+def _in_published_layout(name: str, value: Tensor, patch_size: int) -> Tensor:
+    if name.endswith("patch_embed.weight"):
+        return rearrange(value, "d (p q c) -> d c p q", p=patch_size, q=patch_size)
+    if "pos_embed" in name:
+        return value[None]
+    if name.endswith(_TOKENS):
+        return value[None, None]
+    return value.flatten(0, 1) if name.endswith("registers") else value
+
+
+def to_published(model: nn.Module) -> dict[str, Tensor]:
     """The model's state in the published names (with ``module.``), shapes and completeness.
 
     The norms that the published model has and never uses are written as freshly initialised, so that its own
     strict loading takes the result.
     """
-    config, state = cast(CavMaeModelConfig, model.config), {}
-    for name, value in model.state_dict().items():
-        value = value.detach().float().cpu()
-        if name.endswith("patch_embed.weight"):
-            size = config.patch_size
-            value = value.reshape(len(value), size, size, -1).permute(0, 3, 1, 2)
-        elif "pos_embed" in name:
-            value = value[None]
-        elif name.endswith("mask_token") or "modality_embed" in name:
-            value = value[None, None]
-        state[published_name(name)] = value.contiguous()
-    for name in [
-        name for name in state if re.fullmatch(r"(blocks_[av]|decoder_blocks)\.\d+\.norm[12]\.\w+", name)
-    ]:
+    config = cast(CavMaeModelConfig, model.config)
+    state = {
+        published_name(name): _in_published_layout(
+            name, value.detach().float().cpu(), config.patch_size
+        ).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    for name in [name for name in state if re.fullmatch(_PLAIN_BLOCKS + r"\.\w+", name)]:
         block, norm, kind = name.rsplit(".", 2)
         for letter in _LETTERS.values():
             fill = torch.ones_like if kind == "weight" else torch.zeros_like

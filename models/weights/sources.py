@@ -180,7 +180,10 @@ def _recognise(file: TensorFile) -> SourceWeights:
         )  # fmt: skip
     for family in families():
         if family.published is not None and family.published.recognises(state):
-            ours, left = family.published.to_ours(state)
+            try:
+                ours, left = family.published.to_ours(state)
+            except ValueError as error:
+                raise WeightsError(f"{file.path} ({family.published.title}): {error}") from error
             return SourceWeights(
                 SourceKind.earsight, file.path, ours, left=file.left | left, provenance=provenance,
                 published=family.published, published_state=state,

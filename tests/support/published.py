@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from models.pretrained import load_model
+from models.registry import families
 from models.weights.initialize import InitReport
 from models.weights.sources import SourceKind, SourceWeights
 
@@ -16,4 +17,12 @@ from models.weights.sources import SourceKind, SourceWeights
 def load_published(state: Mapping[str, Tensor], **known: Any) -> tuple[Any, InitReport]:
     """The model that published tensors, with or without ``module.``, describe and fill."""
     bare = {name.removeprefix("module."): value for name, value in state.items()}
-    return load_model(SourceWeights(SourceKind.cav_mae, Path("published.pth"), bare), **known)
+    path = Path("published.pth")
+    for published in (family.published for family in families()):
+        if published is not None and published.recognises(bare):
+            ours, left = published.to_ours(bare)
+            source = SourceWeights(
+                SourceKind.earsight, path, ours, left=left, published=published, published_state=bare
+            )
+            return load_model(source, **known)
+    return load_model(SourceWeights(SourceKind.cav_mae, path, bare), **known)
