@@ -38,6 +38,26 @@ def all_frames(num_stored: int, seed: int) -> Sequence[int]:
 
 
 @dataclass(frozen=True)
+class RandomFrame:
+    """`random_frame`, of no fewer than ``least`` stored ones, and of as many of a video.
+
+    Attributes:
+        least: How many; fewer are an error.
+    """
+
+    least: int
+
+    def __call__(self, num_stored: int, seed: int) -> Sequence[int]:
+        """See `FrameChoice`.
+
+        Raises:
+            TooFewFramesError: Fewer are stored.
+        """
+        _check_stored(num_stored, self.least)
+        return random_frame(num_stored, seed)
+
+
+@dataclass(frozen=True)
 class EvenFrames:
     """``count`` frames, evenly spaced, in order: those in the middle of ``count`` equal stretches.
 
@@ -59,16 +79,24 @@ class EvenFrames:
         Raises:
             TooFewFramesError: Fewer are stored, and none may be taken twice.
         """
-        if num_stored < frames_needed(self):
-            raise TooFewFramesError(f"the clip has {num_stored} frames, fewer than the {self.count} needed")
+        _check_stored(num_stored, frames_needed(self))
         return [(2 * i + 1) * num_stored // (2 * self.count) for i in range(self.count)]
+
+
+def _check_stored(num_stored: int, needed: int) -> None:
+    if num_stored < needed:
+        raise TooFewFramesError(f"the clip has {num_stored} frames, fewer than the {needed} needed")
 
 
 def frames_needed(choice: FrameChoice) -> int:
     """The least number of stored frames with which ``choice`` can do."""
+    if isinstance(choice, RandomFrame):
+        return choice.least
     return choice.count if isinstance(choice, EvenFrames) and not choice.repeat else 1
 
 
 def frames_wanted(choice: FrameChoice) -> int:
     """Into how many frames a video is best divided for ``choice``; 1 where that is all the same."""
+    if isinstance(choice, RandomFrame):
+        return choice.least
     return choice.count if isinstance(choice, EvenFrames) else 1
