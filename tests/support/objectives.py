@@ -44,6 +44,10 @@ _MAVIL = {
     "name": "mavil_tiny", "frames": 2, "embed_dim": 32, "num_heads": 2, "depth": 1, "fusion_depth": 1,
     "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2, "mask": MaskConfig(0.5, 0.5),
 }  # fmt: skip
+_SYNC = {
+    "name": "cav_mae_sync_tiny", "segment_length": 32, "num_registers": 2, "embed_dim": 24, "num_heads": 2,
+    "modality_depth": 1, "decoder_embed_dim": 16, "decoder_depth": 1, "decoder_num_heads": 2,
+}  # fmt: skip
 #: By kind: the model's preset and settings, and the objective's. Inputs are 32 pixels and 32 × 32 spectrograms.
 TINY: dict[str, dict[str, Any]] = {
     "cav_mae": {
@@ -65,6 +69,8 @@ TINY: dict[str, dict[str, Any]] = {
         "model": _MAVIL,
         "objective": {"teacher": tiny_teacher, "intra_weight": 0.1, "reconstruction_weight": 0.5},
     },
+    "cav_mae_sync": {"model": _SYNC, "objective": {"frames": 4, "contrast_mask_ratio": 0.5}},
+    "tg_dp": {"model": _SYNC, "objective": {"frames": 4, "momentum": 0.5}},
 }  # fmt: skip
 INPUT = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32}
 BATCH = 8
