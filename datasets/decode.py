@@ -9,9 +9,10 @@ most one grey level from PIL's.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import miniaudio
 import numpy as np
@@ -21,11 +22,14 @@ import torch.nn.functional as F
 import torchaudio
 from numpy.typing import NDArray
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_image
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
+from datasets.media.bounds import check_picture, check_sound, jpeg_size, png_size
 from datasets.media.container import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media, read_sound
+from datasets.media.tracks import resampled
 
 _UNKNOWN_SIZE = 0x7FFF_0000  # what programs write into a WAV of which they don't know the length is not below
+_MAX_KERNEL = 1 << 23  # numbers in the filter by which torchaudio resamples
 _PREPARED_SIDE = 256  # shorter side to which a video's frames are brought first, as in prepared shards
 
 
@@ -60,7 +64,7 @@ def decode_audio(data: bytes | bytearray | memoryview, keep_truncated: bool = Fa
         DecodeError: It can't be decoded, holds fewer samples than its header says, or none.
     """
     with _decoding("sound"):
-        if data[:4] == b"fLaC":
+        if data[:4] == b"fLaC" and _flac_samples(data):
             samples, rate, expected = _read_flac(data)
         elif data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE":
             samples, rate, expected = _read_wav(data)
@@ -77,9 +81,15 @@ def decode_audio(data: bytes | bytearray | memoryview, keep_truncated: bool = Fa
 
 def _read_flac(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
     """(S, channels) int16 samples, rate, and the number of samples that the header promises."""
+    head, promised = int.from_bytes(data[18:26], "big"), _flac_samples(data)
+    check_sound(head >> 44, (head >> 41 & 7) + 1, promised)
     sound = miniaudio.flac_read_s16(bytes(data))
-    promised = int.from_bytes(data[18:26], "big") & ((1 << 36) - 1)  # of STREAMINFO; 0: not known
     return np.frombuffer(sound.samples, np.int16).reshape(-1, sound.nchannels), sound.sample_rate, promised
+
+
+def _flac_samples(data: bytes | bytearray | memoryview) -> int:
+    """Samples a channel by STREAMINFO; 0 where that does not say."""
+    return int.from_bytes(data[18:26], "big") & ((1 << 36) - 1)
 
 
 def _read_wav(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
@@ -97,6 +107,7 @@ def _read_wav(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, 
 
 def _read_sound(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
     with soundfile.SoundFile(io.BytesIO(data)) as file:
+        check_sound(file.samplerate, file.channels, file.frames)
         kind = "int16" if file.subtype == "PCM_16" else "float32"
         return np.asarray(file.read(dtype=kind, always_2d=True)), file.samplerate, file.frames
 
@@ -134,6 +145,11 @@ def _to_standard(samples: NDArray[Any], rate: int) -> Tensor:
     if samples.dtype != np.int16:
         mono *= 32768.0
     if rate != SAMPLE_RATE:
+        up, down = (value // math.gcd(rate, SAMPLE_RATE) for value in (SAMPLE_RATE, rate))
+        if (
+            up * (down + 12 * max(up, down) / min(up, SAMPLE_RATE)) > _MAX_KERNEL
+        ):  # 44,099 Hz would take gigabytes
+            return torch.from_numpy(resampled(mono.numpy() / 32768.0, rate, SAMPLE_RATE))
         mono = torchaudio.functional.resample(mono, rate, SAMPLE_RATE)
     return mono.round_().clamp_(-32768, 32767).to(torch.int16)
 
@@ -166,8 +182,15 @@ def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
         DecodeError: It can't be decoded.
     """
     with _decoding("picture"):
+        if data[:3] == b"\xff\xd8\xff":
+            size, decoder = jpeg_size(data), decode_jpeg
+        elif data[:8] == b"\x89PNG\r\n\x1a\n":
+            size, decoder = png_size(data), decode_png
+        else:  # torchvision would look for a decoder of any kind, some of which can't be trusted
+            raise DecodeError("picture can't be decoded: it is neither JPEG nor PNG, whatever its name")
+        check_picture(*size)
         stored = torch.frombuffer(data, dtype=torch.uint8)
-        picture = decode_image(stored, ImageReadMode.RGB, apply_exif_orientation=True)
+        picture = cast(Tensor, decoder(stored, mode=ImageReadMode.RGB, apply_exif_orientation=True))
         if picture.dtype == torch.uint16:
             picture = picture.to(torch.int32).add_(128).div_(257, rounding_mode="floor").to(torch.uint8)
         return resize_and_crop(picture, image_size)

@@ -13,6 +13,18 @@ import av
 from av import error as av_error
 from av.container import InputContainer
 
+from datasets.media.bounds import MAX_PIXELS, MAX_SAMPLES, TooLargeError
+
+# FFmpeg recognises formats by content, whatever a file's name: playlists that open other files and addresses, session
+# descriptions that open sockets, and a hundred others. These are the ones that the endings in `suffixes` stand for.
+_FORMATS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,h264,hevc,ivf,m4v,matroska,mov,mp3,mpeg,mpegts,"
+    "mpegvideo,mxf,nut,ogg,rm,wav,w64,wv"
+)
+_OPEN_ONLY = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
+DECODER_BOUNDS = {"max_pixels": str(MAX_PIXELS), "max_samples": str(MAX_SAMPLES)}
+"""Options of FFmpeg's decoders: what a stream claims on the way, in a frame's own header, is bounded too."""
+
 Reason = Literal["file_missing", "undecodable", "no_audio", "no_video", "outside", "truncated"]
 Source = str | PathLike[str] | BinaryIO
 """A path, or a seekable binary file."""
@@ -53,10 +65,12 @@ def opened(source: Source, options: dict[str, str] | None = None) -> Iterator[In
     if isinstance(source, (str, PathLike)):
         source = os.fspath(source)
         _check_regular(source)
+        source = f"file:{source}"  # else a name with a colon would be one of FFmpeg's protocols
     else:
         source.seek(0)
     try:
-        with av.open(source, mode="r", options=options or {}, metadata_errors="replace") as container:
+        wanted = {**_OPEN_ONLY, **DECODER_BOUNDS, **(options or {})}
+        with av.open(source, mode="r", options=wanted, metadata_errors="replace") as container:
             yield container
     except (MediaError, MemoryError):  # the latter is also the base of FFmpeg's own
         raise
@@ -65,9 +79,10 @@ def opened(source: Source, options: dict[str, str] | None = None) -> Iterator[In
         raise MediaError("undecodable", what) from error
     except av_error.FFmpegError as error:
         raise MediaError("undecodable", error.strerror or str(error)) from error
-    except (ArithmeticError, EOFError, LookupError, RuntimeError, ValueError) as error:
-        # PyAV's own errors for what it does not know: pixel formats, layouts, numbers out of range.
-        raise MediaError("undecodable", f"{type(error).__name__}: {error}") from error
+    except Exception as error:
+        # What is too large, and PyAV's own errors for what it does not know: formats, layouts, numbers out of range.
+        what = str(error) if isinstance(error, TooLargeError) else f"{type(error).__name__}: {error}"
+        raise MediaError("undecodable", what) from error
 
 
 def _check_regular(path: str) -> None:

@@ -9,8 +9,9 @@ import av
 from av import error as av_error
 from av.container import InputContainer
 
+from datasets.media.bounds import check_sound
 from datasets.media.headers import bytes_are_missing
-from datasets.media.opening import MediaError, Source, size_of
+from datasets.media.opening import DECODER_BOUNDS, MediaError, Source, size_of
 from datasets.media.streams import choose_track, describe_track, stated_duration, stated_end
 from datasets.media.timeline import RESTARTING_FORMATS, Timeline
 from datasets.media.tracks import TRUNCATION_SECONDS, PictureTrack, SoundTrack
@@ -67,6 +68,7 @@ class Reading:
         rate = self.audio.codec_context.sample_rate
         if not rate:
             raise MediaError("no_audio", "the sound's sampling rate is unknown")
+        check_sound(rate, self.audio.codec_context.channels)
         length = None if end is None else round((end - begin) * rate)
         self.sound = SoundTrack(rate, length, settings.first_channel_only)
         self.damaged = False
@@ -83,6 +85,7 @@ class Reading:
         if stream.codec_context is None:  # not in the stubs: a codec this FFmpeg lacks
             raise MediaError("undecodable", f"no decoder for the {kind} stream")
         stream.codec_context.thread_count = 1
+        stream.codec_context.options = dict(DECODER_BOUNDS)
         if len(streams) > 1:
             self.tracks[kind] = describe_track(stream, streams)
         return stream

@@ -15,6 +15,7 @@ from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideData
 from av.video.reformatter import VideoReformatter
 
+from datasets.media.bounds import check_picture, check_sound
 from datasets.media.opening import MediaError
 
 JITTER_SECONDS = 0.02  # sound timestamps this close to where the samples end are rounding, not a gap
@@ -68,6 +69,7 @@ class SoundTrack:
         if at - self._filled > MAX_GAP_SECONDS * self.rate:
             gap = (at - self._filled) / self.rate
             raise MediaError("undecodable", f"a gap of {gap:.0f} s in the sound's timestamps")
+        check_sound(self.rate, 1, at + len(samples))
         self._pieces += [np.zeros(at - self._filled, np.float32), samples]
         self._filled = at + len(samples)
 
@@ -133,12 +135,17 @@ class SoundTrack:
         """
         if not self._filled:
             raise MediaError("no_audio", "the sound has nothing in this segment that could be decoded")
-        frame = av.AudioFrame.from_ndarray(np.concatenate(self._pieces)[None], format="fltp", layout="mono")
-        frame.sample_rate = self.rate
-        resampler = av.AudioResampler("s16", "mono", sample_rate)
-        parts = [*resampler.resample(frame), *resampler.resample(None)]
-        waveform = np.concatenate([part.to_ndarray()[0] for part in parts])
-        return waveform[: math.ceil(self._filled * sample_rate / self.rate)]
+        return resampled(np.concatenate(self._pieces), self.rate, sample_rate)
+
+
+def resampled(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """(S,) int16 at ``sample_rate`` Hz of (samples,) float32 in -1 … 1 at ``rate`` Hz."""
+    frame = av.AudioFrame.from_ndarray(samples[None], format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler("s16", "mono", sample_rate)
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    waveform = np.concatenate([part.to_ndarray()[0] for part in parts])
+    return waveform[: math.ceil(len(samples) * sample_rate / rate)]
 
 
 @dataclass
@@ -270,6 +277,7 @@ class PictureTrack:
     def _decode(self, runs: Iterable[list[av.Packet]], wanted: set[int] | None) -> Iterator[av.VideoFrame]:
         """Frames of the runs in presentation order; with ``wanted``, some others are left out."""
         codec = self.stream.codec_context
+        check_picture(codec.width * self.pixel_aspect, codec.height)
         skips = wanted is not None and codec.name in EXACT_SKIP_CODECS
         for run in runs:
             for packet in [*run, None]:
@@ -307,6 +315,7 @@ def upright_rgb(
         pixel_aspect: Width of a pixel over its height.
         scaler: Prepares itself for a size once, so frames of one clip share it.
     """
+    check_picture(frame.width * pixel_aspect, frame.height)
     width, height = max(round(frame.width * pixel_aspect), 1), frame.height
     scale = min(shorter_side / min(width, height), 1.0)
     width, height = max(round(width * scale), 1), max(round(height * scale), 1)

@@ -163,11 +163,11 @@ def test_whatever_a_decoder_raises_is_a_decode_error(monkeypatch, error: type[Ex
     def fail(*args, **kwargs):
         raise error("deep inside")
 
-    for name in ("decode_image", "read_media", "read_sound"):
+    for name in ("decode_jpeg", "read_media", "read_sound"):
         monkeypatch.setattr(f"datasets.decode.{name}", fail)
     monkeypatch.setattr("datasets.decode.miniaudio.flac_read_s16", fail)
     for call in (
-        lambda: decode_frame(bytearray(b"any"), 16),
+        lambda: decode_frame(bytearray(encode_jpeg(make_picture(0, 0, (16, 16)))), 16),
         lambda: decode_audio(b"any"),
         lambda: decode_audio(b"fLaC"),
         lambda: decode_video(b"any", 1, [0], 16),
