@@ -6,7 +6,7 @@ SEEDS ?= 0 1 2
 # Bytecode is kept, whatever the shell says: else every process of a test compiles torch and DeepSpeed anew.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: env env-dev demo compare test test-cluster check clean
+.PHONY: env env-dev demo compare test test-cluster fuzz check clean
 
 # One environment, made again when the requirements change: what training needs, and on top of it what tests need.
 # Without --no-compile pip compiles every module of it, which takes longer than installing them.
@@ -35,6 +35,10 @@ test: env-dev
 # Brings up a SLURM of its own on this machine (as root it installs Debian's packages) and takes it down again.
 test-cluster: env-dev
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m cluster -rs --timeout 1200
+
+# Thousands of damaged files of every format that is read; minutes. The suite has a short form.
+fuzz: env-dev
+	cd tests && PYTHONPATH=..:. OMP_NUM_THREADS=1 $(abspath $(BIN))/python -m fuzz.run --inputs 2000
 
 check: env-dev
 	$(BIN)/ruff check .

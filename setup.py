@@ -41,7 +41,7 @@ setup(
         "torch>=2.11",
         "torchaudio>=2.11",
         "torchvision>=0.26",
-        "timm>=1.0",
+        "timm>=1.0.26",
         "deepspeed>=0.19.8",
         "webdataset>=1.0.2",
         "einops",

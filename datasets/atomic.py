@@ -7,7 +7,7 @@ then takes the name: a link there is replaced, and what it pointed at stays as i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -51,6 +51,23 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         temporary.unlink(missing_ok=True)
         raise
     fsync(path.parent)
+
+
+def refuse_links(folder: Path, skip: Collection[str] = ()) -> None:
+    """Raises a ``ValueError`` where a symbolic link lies below a folder that is about to be written to.
+
+    Args:
+        folder: The folder, which may be a link itself, or not be there yet.
+        skip: Names in it that are not looked into.
+    """
+    for place, folders, files in os.walk(folder):
+        if Path(place) == folder:
+            folders[:] = [name for name in folders if name not in skip or Path(place, name).is_symlink()]
+        for name in (*folders, *files):
+            if (path := Path(place, name)).is_symlink():
+                raise ValueError(
+                    f"{path} is a symbolic link: nothing is written through one. Remove it, or choose another folder"
+                )
 
 
 def fsync(path: Path) -> None:

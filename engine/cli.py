@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
+from datasets.atomic import refuse_links
 from datasets.batch import TooManyFailuresError
 from datasets.shards.tar import ShardError
 from engine.config import RunConfig, parse_config
@@ -29,6 +30,7 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
     setup_console(is_main=os.environ.get("RANK", "0") == "0")
     try:
         check_slurm_tasks(os.environ, name)
+        refuse_links(Path(config.output_dir), skip=("launch",))
         with distributed() as world:
             run = Path(config.output_dir)
             if getattr(config, "eval_only", False):  # a live run's folder may be evaluated

@@ -19,7 +19,10 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from jsonargparse import ArgumentParser
 
+from datasets.atomic import write_atomically
 from datasets.loading.loader import DataConfig
+from datasets.shards.names import is_pipe
+from datasets.untrusted import shown
 from engine.objectives.base import ObjectiveConfig
 from engine.objectives.registry import objective_kind
 from engine.training.optimizer import OptimizerConfig
@@ -33,6 +36,7 @@ T = TypeVar("T")
 
 _DEFAULT_KIND = "cav_mae"
 _DEFAULT_MODEL = "cav_mae_base"
+ALLOW_COMMANDS = "--allow_commands_in_files"
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
 
 
@@ -109,7 +113,8 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     """
     # No abbreviations: `--objective.head_lr` is unknown, not short for `head_lr_ratio`.
     given = command_line(arguments)
-    words = [f"--{word}" if _OVERRIDE.match(word) else word for word in given]
+    words = [f"--{word}" if _OVERRIDE.match(word) else word for word in given if word != ALLOW_COMMANDS]
+    allowed_commands = ALLOW_COMMANDS in given
     try:
         kind = _with_kinds(kind, words)
     except ValueError as error:
@@ -118,6 +123,9 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     use_strict_yaml()
     parser = _Parser(prog=program, description=(kind.__doc__ or "").splitlines()[0], allow_abbrev=False)
     parser.add_argument("--config", action="config", help="a YAML file with the keys below")
+    parser.add_argument(
+        ALLOW_COMMANDS, action="store_true", help="run pipe: commands that a config file names"
+    )
     parser.add_class_arguments(kind, fail_untyped=True, sub_configs=False)
     for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):
         parser.link_arguments(f"model.{source}", f"fbank.{target}")
@@ -128,14 +136,35 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     for sentence in contradictions(words):
         print(f"{program}: note: {sentence}", file=sys.stderr)
     parsed = parser.parse_args(words)
+    try:
+        _refuse_given_commands(parsed.as_dict(), allowed_commands, words)
+    except ValueError as error:
+        parser.error(str(error))
     for key, value in list(parsed.items()):
         parsed[key] = expand_values(value)
     text = parser.dump(parsed, skip_unset=False, skip_link_targets=False)
-    parsed.pop("config", None)
+    for own in ("config", ALLOW_COMMANDS.removeprefix("--")):
+        parsed.pop(own, None)
     try:
         return kind(**vars(parser.instantiate(parsed))), text
     except ValueError as error:
         parser.error(str(error))
+
+
+def _refuse_given_commands(values: Any, allowed: bool, words: Sequence[str]) -> None:
+    """Raises a ``ValueError`` for a ``pipe:`` command that a file says and nobody typed: it would be run."""
+    if isinstance(values, dict | list | tuple):
+        for value in values.values() if isinstance(values, dict) else values:
+            _refuse_given_commands(value, allowed, words)
+    elif isinstance(values, str) and is_pipe(values) and not allowed and not _typed(values, words):
+        raise ValueError(
+            f"a config file names the command {shown(values)}, which would be run. Give it on the command line, "
+            f"or let commands of files be run with {ALLOW_COMMANDS}"
+        )
+
+
+def _typed(value: str, words: Sequence[str]) -> bool:
+    return any(word == value or word.endswith(f"={value}") for word in words)
 
 
 def _with_kinds(kind: type[T], words: Sequence[str]) -> type[T]:
@@ -201,4 +230,4 @@ class _Parser(ArgumentParser):
 def save_config(run: Path, text: str) -> None:
     """Writes the resolved config into the run's folder."""
     run.mkdir(parents=True, exist_ok=True)
-    (run / "config.yaml").write_text(text)
+    write_atomically(run / "config.yaml", text)

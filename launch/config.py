@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
@@ -10,7 +11,29 @@ from jsonargparse import ArgumentParser
 
 from strict_yaml import use_strict_yaml
 
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def refuse_control(key: str, value: str) -> None:
+    """Raises a ``ValueError`` for a value with a line break or another control character.
+
+    A line break in a value would become a line of its own in the sbatch script, which a shell runs.
+    """
+    if _CONTROL.search(value):
+        raise ValueError(f"{key}: {value!r} holds a line break or another control character")
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All text in a setting."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from (*_texts(key), *_texts(item))
+    elif isinstance(value, list):
+        for item in value:
+            yield from _texts(item)
 
 
 @dataclass(frozen=True)
@@ -91,6 +114,9 @@ class LaunchConfig:
     array_parallelism: int = 256
 
     def __post_init__(self) -> None:
+        for item in fields(self):
+            for value in _texts(getattr(self, item.name)):
+                refuse_control(item.name, value)
         if not _NAME.fullmatch(self.name):
             raise ValueError(
                 f"name: {self.name!r} should be letters, digits, '.', '_' and '-': it names a folder"

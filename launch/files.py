@@ -10,9 +10,11 @@ from typing import Any
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes ``value`` so that a reader sees the old file or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
+    temporary.unlink(missing_ok=True)
+    with temporary.open("x") as file:  # a link of that name would be written through
+        file.write(json.dumps(value, indent=1) + "\n")
     temporary.replace(path)
 
 
@@ -28,17 +30,24 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it, or restore it from a copy") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} should hold a JSON object and holds a {type(value).__name__}")
     return value
 
 
+def _make_folder(folder: Path) -> None:
+    if folder.is_symlink():
+        raise ValueError(f"{folder} is a symbolic link: nothing is written through one. Remove it")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Adds one JSON object as a line of its own."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    _make_folder(path.parent)
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    with open(descriptor, "a") as file:
         file.write(json.dumps(value) + "\n")
 
 

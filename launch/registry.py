@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterable
@@ -10,8 +11,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from launch.files import read_json, write_json
-from launch.torchrun import process_start
+from launch.torchrun import command_of, process_start
 
+_JOB_ID = re.compile(r"[1-9]\d{0,18}(_\d{1,9})?")
 _FILE = Path("launch") / "run.json"
 
 
@@ -57,7 +59,7 @@ def find_submissions(name: str, folder: Path) -> list[Submission]:
     """
     for base in (folder / name, folder / "runs" / name):
         records = [base / _FILE, *sorted(base.glob(f"*/{_FILE}"))]
-        found = [Submission(**value) for value in map(read_json, records) if value is not None]
+        found = [_read(file) for file in records if file.is_file()]
         if found:
             return found
     raise ValueError(
@@ -66,11 +68,30 @@ def find_submissions(name: str, folder: Path) -> list[Submission]:
     )
 
 
+def _read(file: Path) -> Submission:
+    """A record of a run's folder, which may have come from others.
+
+    Raises:
+        ValueError: It is none, or of another folder: its job would be taken for this run's.
+    """
+    value = read_json(file) or {}
+    try:
+        submission = Submission(**value)
+    except TypeError as error:
+        raise ValueError(f"{file} is no record of a submission: {error}") from error
+    own = file.parent.parent
+    if (
+        not _JOB_ID.fullmatch(str(submission.job_id))
+        or Path(submission.output_dir).resolve() != own.resolve()
+    ):
+        raise ValueError(f"{file} is no record of a job in {own}: remove it")
+    return submission
+
+
 def all_submissions(folder: Path) -> list[Submission]:
     """Everything submitted below ``folder / "runs"``."""
     files = [*(folder / "runs").glob(f"*/{_FILE}"), *(folder / "runs").glob(f"*/*/{_FILE}")]
-    values = (read_json(file) for file in sorted(files))
-    return [Submission(**value) for value in values if value is not None]
+    return [_read(file) for file in sorted(files)]
 
 
 def job_states(submissions: Iterable[Submission]) -> dict[str, str]:
@@ -89,7 +110,13 @@ def job_states(submissions: Iterable[Submission]) -> dict[str, str]:
 
 def is_alive(submission: Submission) -> bool:
     """Whether a local job's controller still runs."""
-    return submission.started is not None and process_start(int(submission.job_id)) == submission.started
+    pid, logs = int(submission.job_id), Path(submission.output_dir).resolve() / "launch" / "logs"
+    if submission.started is None or process_start(pid) != submission.started:
+        return False
+    # By its command line it must be a controller, and of this very run: a record may name any process.
+    command = command_of(pid)
+    controlled = command[-1:] and Path(command[-1]).resolve() in (logs, logs.parents[2] / "launch" / "logs")
+    return bool(controlled) and command[1:3] == ["-m", "submitit.local._local"]
 
 
 def cancel_job(submission: Submission) -> None:

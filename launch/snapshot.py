@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 
 from launch.training import TrainingRun
@@ -14,10 +15,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 #: Not copied where there is no git to ask.
 _NOT_CODE = ("runs", "data", "build", ".git", ".venv", "__pycache__", "*.egg-info", ".*_cache")
+#: Never copied unless git tracks it.
+_SECRET = (".env*", "*.pem", "*.key", "id_*", "*credential*", "*secret*", "*token*", ".netrc", ".ssh", ".aws")
+#: Copied though git does not track it yet.
+_UNTRACKED_CODE = ("*.py", "*.yaml", "*.yml")
 
 
 def take_snapshot(target: Path, root: Path = ROOT) -> None:
-    """Copies the code into ``target``: what git tracks and what it does not ignore, or all but data and runs.
+    """Copies the code into ``target``: what git tracks, new code, or all but data, runs and what may be secret.
 
     Args:
         target: A folder that does not exist yet; may lie inside ``root``.
@@ -64,11 +69,21 @@ def in_snapshot(run: TrainingRun, snapshot: Path, folder: Path, root: Path = ROO
 
 
 def _git_files(root: Path) -> list[str] | None:
-    """Paths that git tracks or would track, or None where ``root`` is not the top of a git tree."""
+    """Paths that git tracks, and code that it would; None where ``root`` is not the top of a git tree."""
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
-    command = ["git", "-C", str(root), "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    done = subprocess.run(command, capture_output=True, text=True)
+    others = _list_files(root, "--others", "--exclude-standard", "--", *_UNTRACKED_CODE)
+    return [*_list_files(root), *(name for name in others if not _may_be_secret(name))]
+
+
+def _may_be_secret(name: str) -> bool:
+    return any(fnmatch(part, pattern) for part in name.lower().split("/") for pattern in _SECRET)
+
+
+def _list_files(root: Path, *options: str) -> list[str]:
+    done = subprocess.run(
+        ["git", "-C", str(root), "ls-files", "-z", *options], capture_output=True, text=True
+    )
     if done.returncode != 0:
         raise ValueError(
             f"git cannot list the files of {root} for a snapshot (or use snapshot=false): {done.stderr}"
@@ -77,7 +92,7 @@ def _git_files(root: Path) -> list[str] | None:
 
 
 def _ignore(target: Path):
-    by_name = shutil.ignore_patterns(*_NOT_CODE)
+    by_name = shutil.ignore_patterns(*_NOT_CODE, *_SECRET)
 
     def ignored(folder: str, names: Sequence[str]) -> set[str]:
         return by_name(folder, list(names)) | {

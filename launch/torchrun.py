@@ -188,6 +188,15 @@ def process_start(pid: int) -> int | None:
     return int(stat[19]) if stat and stat[0] != "Z" else None
 
 
+def command_of(pid: int) -> list[str]:
+    """A process's command line; empty for one that is gone."""
+    try:
+        content = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [os.fsdecode(word) for word in content.split(b"\0")[:-1]]
+
+
 def _stat(pid: int) -> list[str]:
     """``/proc/PID/stat`` from the third field on (state, parent, …); empty for a process that is gone."""
     try:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import yaml
 
+from launch.config import refuse_control
+
 
 @dataclass(frozen=True)
 class TrainingRun:
@@ -54,7 +56,10 @@ def plan_runs(
     if not script.is_file():
         raise ValueError(f"there is no training script {script}")
     arguments = tuple(command[1:])
+    for argument in (*command, *sweep, str(folder)):
+        refuse_control("command", argument)
     base = folder / (_output_dir(arguments, folder) or Path("runs") / name)
+    refuse_control("output_dir", str(base))
     grid = itertools.product([f"seed={seed}" for seed in seeds] or [""], list(sweep) or [""])
     members = [f"{overrides} {seed}".strip() for seed, overrides in grid]
     if len(set(map(_slug, members))) < len(members):
@@ -91,7 +96,13 @@ def _output_dir(arguments: Sequence[str], folder: Path) -> str | None:
         path = folder / file
         if not path.is_file():
             raise ValueError(f"--config: there is no file {path}")
-        found = (yaml.safe_load(path.read_text()) or {}).get("output_dir", found)
+        try:
+            values = yaml.safe_load(path.read_text()) or {}
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+            raise ValueError(f"--config: {path} is no YAML that can be read: {error}") from error
+        if not isinstance(values, dict) or not isinstance(values.get("output_dir", ""), str):
+            raise ValueError(f"--config: {path} is no mapping whose output_dir is text")
+        found = values.get("output_dir", found)
     return found
 
 

@@ -326,7 +326,7 @@ def upright_rgb(
     if SideData.DISPLAYMATRIX not in side_data:
         return picture
     # 3 x 3, row by row, of which the upper left [[a, b], [c, d]] turn: x' = a x + c y, y' = b x + d y.
-    a, b, _, c, d = np.frombuffer(bytes(side_data[SideData.DISPLAYMATRIX]), np.int32)[:5]
+    a, b, _, c, d = np.frombuffer(bytes(side_data[SideData.DISPLAYMATRIX]), np.int32)[:5].tolist()
     if abs(b) > abs(a):
         flips, picture = (b, c), picture.transpose(1, 0, 2)
     else:

@@ -195,7 +195,7 @@ def _read_sample(path: Path, key: str, group: _Group) -> ScannedSample:
     if METADATA_SUFFIX in group.contents:
         try:
             metadata = json.loads(group.contents[METADATA_SUFFIX])
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise ShardError(f"{path}: {METADATA_SUFFIX} of sample {key!r} can't be read: {error}") from error
         if not isinstance(metadata, dict):
             raise ShardError(f"{path}: {METADATA_SUFFIX} of sample {key!r} is no object")

@@ -38,11 +38,13 @@ from datasets.shards.tar import (
     VIDEO_SUFFIXES,
     ShardError,
 )
+from datasets.untrusted import is_text, whole_number
 
 TABLE_NAME = "index.table"
 
 _MAGIC = b"earsight-table-1\n"
 _ALIGNMENT = 64
+_LARGEST_HEADER = 32 << 20
 
 
 class Extent(NamedTuple):
@@ -263,11 +265,92 @@ def write_table(path: Path, columns: Mapping[str, Column], meta: Mapping[str, An
     write_atomically(path, pieces())
 
 
+def _check(columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
+    """Raises a ``ValueError`` or ``KeyError`` unless columns and header fit each other."""
+    shards, slots, classes = meta["shards"], meta["slots"], meta["num_classes"]
+    if not all(
+        isinstance(part, list) and all(is_text(name, 1000) for name in part) for part in (shards, slots)
+    ):
+        raise ValueError("shards and slots must be names")
+    if (
+        not is_text(meta["fingerprint"], 100)
+        or not whole_number(classes, 0, 1 << 31)
+        or meta["plain"] not in (True, False)
+    ):
+        raise ValueError("fingerprint, num_classes or plain is none")
+    rows = len(columns["starts"])
+    shapes = {
+        "starts": (rows,),
+        "durations": (rows,),
+        "key_checksums": (rows,),
+        "first_rows": (len(shards) + 1,),
+    }
+    shapes |= {"label_offsets": (rows + 1,), "id_offsets": (rows + 1,), "blocks": (rows, len(slots))}
+    for name, shape in shapes.items():
+        if columns[name].shape != shape:
+            raise ValueError(f"column {name} has shape {columns[name].shape}, not {shape}")
+    if "offsets" in columns and columns["offsets"].shape != (rows, len(slots)):
+        raise ValueError("column offsets has another shape than blocks")
+    ends = {
+        "first_rows": rows,
+        "label_offsets": len(columns["label_ids"]),
+        "id_offsets": len(columns["id_bytes"]),
+    }
+    for name, end in ends.items():
+        places = columns[name]
+        if (
+            places.dtype.kind not in "ui"
+            or places[0] != 0
+            or places[-1] != end
+            or (places[1:] < places[:-1]).any()
+        ):
+            raise ValueError(f"column {name} does not rise from 0 to {end}")
+    labels = columns["label_ids"]
+    if labels.dtype.kind not in "ui" or (
+        len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes
+    ):
+        raise ValueError(f"a label is not below num_classes, {classes}")
+    if (
+        any(columns[name].dtype.kind != "u" for name in ("starts", "blocks"))
+        or columns["id_bytes"].dtype != np.uint8
+    ):
+        raise ValueError("starts, blocks and id_bytes must be whole numbers")
+
+
+def _is_shape(shape: tuple[Any, ...], size: int) -> bool:
+    return (
+        len(shape) in (1, 2)
+        and all(whole_number(side, 0, size) for side in shape)
+        and math.prod(shape) <= size
+    )
+
+
 def _padded(size: int) -> int:
     return -(-size // _ALIGNMENT) * _ALIGNMENT
 
 
 def _map_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """The columns of a table and what its header says; whatever is wrong with them is a ``ShardError``."""
+    try:
+        return _mapped(path)
+    except ShardError:
+        raise
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        IndexError,
+        ArithmeticError,
+        RecursionError,
+        OSError,
+    ) as error:
+        raise ShardError(
+            f"{path} is no table of clips ({error!r:.200}); make it anew with: python -m datasets.index {path.parent}"
+        ) from error
+
+
+def _mapped(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     with open(path, "rb") as file:
         head = file.read(len(_MAGIC) + 8)
         if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + 8:
@@ -275,7 +358,7 @@ def _map_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
                 f"{path} is no table of clips; make it anew with: python -m datasets.index {path.parent}"
             )
         length = int.from_bytes(head[len(_MAGIC) :], "little")
-        header = file.read(length)
+        header = file.read(length) if length <= _LARGEST_HEADER else b""
     data = _padded(len(head) + length)
     size = path.stat().st_size
     if size < data or size != data + (meta := json.loads(header))["bytes"]:
@@ -284,8 +367,11 @@ def _map_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     columns = {}
     for name, place in meta.pop("columns").items():
         kind, shape = np.dtype(place["dtype"]), tuple(place["shape"])
+        if kind.kind not in "uif" or not whole_number(place["offset"], 0, size) or not _is_shape(shape, size):
+            raise ValueError(f"column {name!r:.80} is no column")
         first = data + place["offset"]
         nbytes = kind.itemsize * int(np.prod(shape, dtype=np.int64))
         # A plain array over the map: indexing np.memmap itself costs several microseconds more.
         columns[name] = np.asarray(mapped)[first : first + nbytes].view(kind).reshape(shape)
+    _check(columns, meta)
     return columns, meta

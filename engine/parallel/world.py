@@ -111,6 +111,8 @@ def _join(timeout: timedelta) -> World:
     else:
         keep_freed_memory()
     deepspeed = import_deepspeed()
+    if os.environ["WORLD_SIZE"] == "1":
+        _join_alone("nccl" if cuda else "gloo", timeout)
     with _waiting_is_said():
         deepspeed.init_distributed(
             "nccl" if cuda else "gloo",
@@ -142,6 +144,13 @@ def _waiting_is_said() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def _join_alone(backend: str, timeout: timedelta) -> None:
+    """A process group of one, for which nothing listens but on the machine's own loopback."""
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        os.environ.setdefault(name, "lo")
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
 def import_deepspeed() -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import html
+import re
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,7 @@ def model_card(description: Description, result: str, usage: str) -> str:
         f"## Origin\n\n{_table(description.provenance)}",
     ]
     if description.labels:
-        parts.append(f"## Classes of the training data\n\n{', '.join(description.labels)}")
+        parts.append(f"## Classes of the training data\n\n{', '.join(map(_plain, description.labels))}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -43,8 +45,16 @@ def _sound(fbank: FbankConfig) -> str:
     )
 
 
+def _plain(value: object) -> str:
+    """Text of others as text: no markup, no link, no line or cell of its own."""
+    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value))
+    return re.sub(r"([\\`*_{}\[\]|])", r"\\\1", html.escape(text, quote=False))
+
+
 def _table(values: dict[str, Any]) -> str:
-    rows = "\n".join(f"| {key} | {value} |" for key, value in values.items() if value is not None)
+    rows = "\n".join(
+        f"| {_plain(key)} | {_plain(value)} |" for key, value in values.items() if value is not None
+    )
     return f"| | |\n|---|---|\n{rows}"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -47,6 +48,16 @@ class SourceKind(StrEnum):
     earsight = "Earsight"
     cav_mae = "published CAV-MAE"
     vit = "ViT (ImageNet MAE, timm)"
+
+
+#: What a folder's config.json may tell timm: a ViT's sizes, nothing that names a file or a function.
+_TIMM_ARGUMENTS = frozenset(
+    {
+        "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token",
+        "global_pool", "fc_norm", "num_classes", "qkv_bias", "qk_norm", "init_values", "reg_tokens", "no_embed_class",
+        "pre_norm", "final_norm", "drop_rate", "drop_path_rate", "dynamic_img_size",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -235,10 +246,24 @@ def _run_provenance(checkpoint: Path, config: Mapping[str, Any]) -> dict[str, An
     if isinstance(config.get("data"), Mapping):
         found["data"] = config["data"].get("train")
     found["init"] = config.get("init")
+    found = {key: without_secrets(value) for key, value in found.items()}
     if (checkpoint / "state.json").is_file():
         state = read_json(checkpoint / "state.json")
         found |= {key: state[key] for key in ("step", "world_size", "torch", "deepspeed") if key in state}
     return found
+
+
+def without_secrets(value: Any) -> Any:
+    """A value of a config without what may be secret in it: users, queries and fragments of URLs, and commands."""
+    if isinstance(value, Mapping):
+        return {key: without_secrets(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_secrets(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().lower().startswith("pipe:"):
+        return "pipe:…"
+    return re.sub(r"(\w://)(?:[^/@\s]*@)?([^?#\s]*)[?#]?\S*", r"\1\2", value)
 
 
 def _provenance(source: TensorFile) -> dict[str, Any]:
@@ -247,10 +272,25 @@ def _provenance(source: TensorFile) -> dict[str, Any]:
     return {"file": str(source.path.resolve()), "file_sha256": digest, "precision": source.precision}
 
 
+def _is_plain(value: Any) -> bool:
+    """Whether a setting is a number of reasonable size, a short word, or a few of them."""
+    if isinstance(value, list | tuple):
+        return len(value) <= 8 and all(_is_plain(item) and not isinstance(item, list) for item in value)
+    if isinstance(value, str):
+        return len(value) <= 100
+    return value is None or (isinstance(value, int | float) and abs(value) <= 65_536)
+
+
 def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) -> SourceWeights:
     """The weights of a timm ViT, whose names must be exactly that model's; only its head may differ."""
     if name not in timm.list_models():
         raise WeightsError(f"timm has no model {name!r}; see timm.list_models('vit_*')")
+    unknown = sorted(str(key) for key in model_args if key not in _TIMM_ARGUMENTS)
+    if unknown or not all(_is_plain(value) for value in model_args.values()):
+        raise WeightsError(
+            f"{file.path.with_name('config.json')}: model_args may hold sizes of a ViT alone"
+            + (f", not {', '.join(unknown)[:200]}" if unknown else "")
+        )
     with torch.device("meta"):
         model = timm.create_model(name, pretrained=False, **model_args)
     blocks = getattr(model, "blocks", None)

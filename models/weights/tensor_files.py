@@ -118,6 +118,13 @@ def read_file(path: Path) -> TensorFile:
     file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not file.tensors:
         raise WeightsError(f"{path} holds no tensors")
+    for name, value in file.tensors.items():
+        if (
+            value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):  # a view that repeats its values
+            raise WeightsError(
+                f"{path}: {name[:100]!r} claims {value.numel()} values, more than the file holds"
+            )
     kinds = {
         str(value.dtype).removeprefix("torch.")
         for value in file.tensors.values()
@@ -198,7 +205,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} does not hold a JSON object")

@@ -9,6 +9,8 @@ read while not even these harmless classes are imported or called; any other nam
 from __future__ import annotations
 
 import re
+import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +57,33 @@ def load_tensors(path: Path, *, lazy: bool = False) -> Any:
         WeightsError: It is damaged, or no such file.
     """
     try:
-        with torch.serialization.safe_globals([(_StandIn, name) for name in _INERT]):
+        _refuse_compressed(path)
+        with (
+            warnings.catch_warnings(
+                action="ignore", category=UserWarning
+            ),  # of pickles that torch did not write
+            torch.serialization.safe_globals([(_StandIn, name) for name in _INERT]),
+        ):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except WeightsError:
+        raise
     except UnpicklingError as error:
         raise refusal(path, str(error)) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError) as error:
+    except (
+        RuntimeError, EOFError, OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, OverflowError,
+        AssertionError,
+        zipfile.BadZipFile,
+    ) as error:  # fmt: skip
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise WeightsError(f"{path} can't be read as a torch.save file: {reason}") from error
+
+
+def _refuse_compressed(path: Path) -> None:
+    """Torch stores what it saves as it is; what is compressed may unfold to any size."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+                raise WeightsError(f"{path} is a compressed archive, which torch.save does not write")
 
 
 def refusal(path: Path, message: str) -> WeightsError:

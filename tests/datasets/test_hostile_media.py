@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import struct
 import zlib
+from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ import soundfile
 import torchaudio
 from PIL import Image
 from support.shards import encode_jpeg, make_picture, make_waveform
-from support.videos import write_video
+from support.videos import _picture_stream, write_video
 
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
 from datasets.media.container import MediaError, read_media, read_sound
@@ -152,24 +154,18 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("aspect", [(2_147_483_647, 1), (1, 2_147_483_647), (1000, 1)])
-def test_a_pixels_shape_is_bounded(film: Path, tmp_path: Path, aspect: tuple[int, int]) -> None:
-    content = film.read_bytes()
-    box = struct.pack(">I4sII", 16, b"pasp", *aspect)
-    at = content.index(b"avcC") - 4
-    for parent in (
-        b"stsd",
-        b"stbl",
-        b"minf",
-        b"mdia",
-        b"trak",
-        b"moov",
-        b"avc1",
-    ):  # of the picture, which comes first
-        place = content.index(parent) - 4
-        size = int.from_bytes(content[place : place + 4], "big") + 16
-        content = content[:place] + size.to_bytes(4, "big") + content[place + 4 :]
-    content = content[:at] + box + content[at:]
-    content = content.replace(b"mdat", b"mdat")
+def test_a_pixels_shape_is_bounded(
+    tmp_path: Path, aspect: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def oblong(*args: Any) -> Any:
+        stream = _picture_stream(*args)
+        stream.codec_context.sample_aspect_ratio = Fraction(2)
+        return stream
+
+    monkeypatch.setattr("support.videos._picture_stream", oblong)
+    content = write_video(tmp_path / "oblong.mp4").read_bytes()
+    at = content.index(b"pasp") + 4
+    content = content[:at] + struct.pack(">II", *aspect) + content[at + 8 :]
     path = tmp_path / "film.mp4"
     path.write_bytes(content)
     with pytest.raises(MediaError, match=r"a picture of .* pixels"):
@@ -187,9 +183,9 @@ def test_files_that_name_other_files_are_not_opened(film: Path, tmp_path: Path) 
     for name, content in playlists.items():
         path = tmp_path / name
         path.write_text(content)
-        with pytest.raises(MediaError, match="undecodable: not a media file"):
+        with pytest.raises(MediaError, match="undecodable"):
             read_media(path)
-        with pytest.raises(MediaError, match="undecodable: not a media file"):
+        with pytest.raises(MediaError, match="undecodable"):
             read_sound(io.BytesIO(content.encode()))
         with pytest.raises(DecodeError):
             decode_video(content.encode(), 1, [0], 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -252,3 +253,39 @@ def test_messages_show_no_secret_of_a_url(tmp_path: Path) -> None:
     assert "hunter2" not in str(raised.value)
     with pytest.raises(ValueError, match="blanks or control characters"):
         ShardStore("https://host/a b", tmp_path / "cache")
+
+
+def table_header(folder: Path) -> tuple[bytes, dict[str, Any], bytes]:
+    content = (folder / "index.table").read_bytes()
+    start = content.index(b"\n") + 1
+    length = int.from_bytes(content[start : start + 8], "little")
+    return content[:start], json.loads(content[start + 8 : start + 8 + length]), content[start + 8 + length :]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"offset": -64}, {"offset": 10**5000}, {"shape": [1 << 62]}, {"shape": [-1]}, {"dtype": "O"}, {"dtype": "zz"}],
+    ids=["before", "digits", "huge", "negative", "objects", "unknown"],
+)  # fmt: skip
+def test_a_table_of_absurd_columns_is_refused(folder: Path, change: dict[str, Any]) -> None:
+    magic, header, rest = table_header(folder)
+    sys.set_int_max_str_digits(0)
+    try:
+        header["columns"]["durations"] |= change
+        text = json.dumps(header).encode()
+    finally:
+        sys.set_int_max_str_digits(4300)
+    (folder / "index.table").write_bytes(magic + len(text).to_bytes(8, "little") + text + rest)
+    with pytest.raises(ShardError, match=r"index.table (is no table of clips|is cut off)"):
+        ClipReader(folder)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"[" * 100_000, b'{"format": "earsight-shards", "version": ' + b"9" * 5000 + b"}", b"\xff", b'{"a": NaN}'],
+    ids=["deep", "digits", "bytes", "nan"],
+)  # fmt: skip
+def test_an_index_that_no_reader_can_take_is_refused(folder: Path, content: bytes) -> None:
+    (folder / "index.json").write_bytes(content)
+    with pytest.raises(ShardError, match=r"index.json can't be read as an index of shards"):
+        ShardIndex.load(folder)

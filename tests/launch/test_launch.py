@@ -96,17 +96,19 @@ def test_a_sweep_crosses_seeds_and_overrides(tmp_path):
         plan_runs(["train.py"], "name", [0, 0], [], tmp_path)
 
 
-def test_snapshot_holds_what_git_does_not_ignore(tmp_path):
+def test_snapshot_holds_code_and_no_secret(tmp_path):
     tree = tmp_path / "tree"
     (tree / "configs").mkdir(parents=True)
     for name, text in {".gitignore": "runs/\n", "train.py": "old", "configs/c.yaml": "a: 1"}.items():
         (tree / name).write_text(text)
+    for name in (".env", "key.pem", "configs/secrets.yaml", "id_rsa", "notes.txt"):
+        (tree / name).write_text("secret")
     subprocess.run(["git", "init", "--quiet", tree], check=True)
     snapshot = tree / "runs" / "r" / "launch" / "code" / "now"
     take_snapshot(snapshot, tree)
     (tree / "train.py").write_text("edited")
     copied = sorted(str(p.relative_to(snapshot)) for p in snapshot.rglob("*") if p.is_file())
-    assert copied == [".gitignore", "configs/c.yaml", "train.py"]
+    assert copied == ["configs/c.yaml", "train.py"]
     assert (snapshot / "train.py").read_text() == "old"
     (run,) = plan_runs(["train.py", "--config", "configs/c.yaml", "data=d"], "r", [], [], tree)
     command = in_snapshot(run, snapshot, tree, tree)

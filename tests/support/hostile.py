@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -66,7 +67,20 @@ def resume_spoilt_runs(folder: str) -> dict[str, str]:
         spoil(base / "zero1", base / "converted", "*optim_states.pt", marker)
         plant_universal(base / "zero1", base / "planted", marker)
         stages = {"model": 0, "optimizer": 2, "converted": 1, "planted": 1}
-        return {name: _resume(world, str(base / name), stage) for name, stage in stages.items()}
+        outcomes = {name: _resume(world, str(base / name), stage) for name, stage in stages.items()}
+        return {**outcomes, "listening": " ".join(listening())}
+
+
+def listening() -> list[str]:
+    """Addresses, in hexadecimal digits, at which this process waits for connections."""
+    names = [os.readlink(path) for path in list(Path("/proc/self/fd").iterdir()) if path.is_symlink()]
+    own = {name.removeprefix("socket:[").removesuffix("]") for name in names if name.startswith("socket:[")}
+    rows = [
+        line.split()
+        for kind in ("tcp", "tcp6")
+        for line in Path(f"/proc/self/net/{kind}").read_text().splitlines()[1:]
+    ]
+    return [row[1].partition(":")[0] for row in rows if row[3] == "0A" and row[9] in own]
 
 
 def _resume(world: World, run: str, zero_stage: int) -> str:
