@@ -2,6 +2,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 SEEDS ?= 0 1 2
+# Processes that share the test files; each test has one thread, several start processes of their own.
+TEST_PROCESSES ?= 2
 
 # Bytecode is kept, whatever the shell says: else every process of a test compiles torch and DeepSpeed anew.
 unexport PYTHONDONTWRITEBYTECODE
@@ -30,7 +32,7 @@ compare: env
 	$(BIN)/python benchmarks/objectives.py --out runs/objectives --write docs/objectives.md
 
 test: env-dev
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not cluster"
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -m "not cluster" -n $(TEST_PROCESSES) --dist loadfile
 
 # Brings up a SLURM of its own on this machine (as root it installs Debian's packages) and takes it down again.
 test-cluster: env-dev

@@ -4,38 +4,14 @@ No wheel is published: ``datasets`` is also the name of a Hugging Face package. 
 ran with.
 """
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name="earsight",
     version="0.1.0",
     description="Distributed self-supervised audio-visual pretraining",
     python_requires=">=3.11",
-    packages=[
-        "datasets",
-        "datasets.inspect",
-        "datasets.loading",
-        "datasets.media",
-        "datasets.prepare",
-        "datasets.shards",
-        "datasets.manifests",
-        "datasets.synthetic",
-        "engine",
-        "engine.demo",
-        "engine.embed",
-        "engine.evaluation",
-        "engine.objectives",
-        "engine.parallel",
-        "engine.preflight",
-        "engine.tasks",
-        "engine.training",
-        "launch",
-        "models",
-        "models.cav_mae",
-        "models.export",
-        "models.layers",
-        "models.weights",
-    ],
+    packages=find_packages(include=["models*", "engine*", "datasets*", "launch*"]),
     py_modules=["main_pretrain", "main_finetune", "strict_yaml", "home_paths"],
     install_requires=[
         "torch>=2.11",
@@ -58,16 +34,14 @@ setup(
         "pillow",
         "tqdm",
         "pyyaml",
-        "pytest",
     ],
     extras_require={
         "backbones": ["transformers>=5"],
         "embed": ["pyarrow"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "dev": [
-            *("pytest-timeout", "ruff", "pyright"),
+            *("pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright"),
             *("transformers>=5", "pyarrow", "onnx", "onnxruntime", "onnxscript"),
         ],
-        "wandb": ["wandb"],
     },
 )

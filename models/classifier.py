@@ -38,7 +38,7 @@ class AudioVisualClassifier(nn.Module):
         self.config = config
         self.pool_separate = pool_separate
         self.encoder = encoder or build_encoder(config)
-        self.norm = nn.LayerNorm(self.encoder.feature_dim, eps=self.encoder.head_norm_eps)
+        self.norm = nn.LayerNorm(self.encoder.feature_dim, eps=config.layer_norm_eps)
         self.head = nn.Linear(self.encoder.feature_dim, num_classes)
         self.head.apply(init_weights)
 

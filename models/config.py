@@ -16,12 +16,14 @@ class ModelConfig:
         image_size: Height and width of a frame in pixels.
         audio_length: Frames T of the fbank (1024 for 10 s).
         num_mel_bins: Mel bins F of the fbank.
+        layer_norm_eps: Epsilon of every LayerNorm, the classifier's too.
     """
 
     name: str = ""
     image_size: int = 224
     audio_length: int = 1024
     num_mel_bins: int = 128
+    layer_norm_eps: float = 1e-6
 
     @property
     def encoder_width(self) -> int:

@@ -37,7 +37,6 @@ class Encoder(nn.Module, ABC, Generic[C]):
 
     config: C
     #: Epsilon of the LayerNorm between `features` and a classifier's head.
-    head_norm_eps: float = 1e-5
 
     @property
     @abstractmethod

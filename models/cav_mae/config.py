@@ -61,7 +61,6 @@ class CavMaeModelConfig(ModelConfig):
         decoder_depth: Blocks of the decoder.
         decoder_num_heads: Attention heads of the decoder.
         mlp_ratio: Hidden width of an MLP over the block's width.
-        layer_norm_eps: Epsilon of every LayerNorm. The published CAV-MAE weights were trained with 1e-5.
         mask: What pretraining removes.
         norm_pix_loss: Whether the reconstruction targets are normalised patch by patch.
         activation_checkpointing: Recompute each block in the backward pass instead of keeping its
@@ -78,7 +77,6 @@ class CavMaeModelConfig(ModelConfig):
     decoder_depth: int | None = None
     decoder_num_heads: int | None = None
     mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
     mask: MaskConfig = field(default_factory=MaskConfig)
     norm_pix_loss: bool = True
     activation_checkpointing: bool = False

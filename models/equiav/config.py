@@ -71,7 +71,6 @@ class EquiAvModelConfig(ModelConfig):
         intra_dim: Width of the heads within a modality.
         inter_dim: Width of the heads across modalities.
         mlp_ratio: Hidden width of an MLP over the block's width.
-        layer_norm_eps: Epsilon of every LayerNorm. The published code has 1e-5.
         activation_checkpointing: Recompute each block in the backward pass instead of keeping its
             activations.
     """
@@ -88,7 +87,6 @@ class EquiAvModelConfig(ModelConfig):
     intra_dim: int | None = None
     inter_dim: int | None = None
     mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:

@@ -20,17 +20,12 @@ def patchify_audio(fbank: Tensor, patch_size: int) -> Tensor:
     Returns:
         (B, F/P * T/P, P*P), row-major over (frequency, time).
     """
-    batch, length, bins = fbank.shape
-    rows, columns = bins // patch_size, length // patch_size
-    patches = fbank.reshape(batch, columns, patch_size, rows, patch_size).permute(0, 3, 1, 4, 2)
-    return patches.reshape(batch, rows * columns, patch_size**2)
+    return rearrange(fbank, "b (w q) (h p) -> b (h w) (p q)", p=patch_size, q=patch_size)
 
 
 def unpatchify_audio(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
     """The inverse of `patchify_audio`: (B, L, P*P) of a (rows, columns) grid -> (B, T, F)."""
-    rows, columns = grid
-    x = patches.reshape(len(patches), rows, columns, patch_size, patch_size).permute(0, 2, 4, 1, 3)
-    return x.reshape(len(patches), columns * patch_size, rows * patch_size)
+    return rearrange(patches, "b (h w) (p q) -> b (w q) (h p)", h=grid[0], p=patch_size)
 
 
 def patchify_visual(frames: Tensor, patch_size: int) -> Tensor:
@@ -43,17 +38,12 @@ def patchify_visual(frames: Tensor, patch_size: int) -> Tensor:
     Returns:
         (B, H/P * W/P, P*P*3), row-major.
     """
-    batch, channels, height, width = frames.shape
-    rows, columns = height // patch_size, width // patch_size
-    patches = frames.reshape(batch, channels, rows, patch_size, columns, patch_size).permute(0, 2, 4, 3, 5, 1)
-    return patches.reshape(batch, rows * columns, patch_size**2 * channels)
+    return rearrange(frames, "b c (h p) (w q) -> b (h w) (p q c)", p=patch_size, q=patch_size)
 
 
 def unpatchify_visual(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
     """The inverse of `patchify_visual`: (B, L, P*P*3) of a (rows, columns) grid -> (B, 3, H, W)."""
-    rows, columns = grid
-    x = patches.reshape(len(patches), rows, columns, patch_size, patch_size, -1).permute(0, 5, 1, 3, 2, 4)
-    return x.reshape(len(patches), -1, rows * patch_size, columns * patch_size)
+    return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], p=patch_size, q=patch_size)
 
 
 def patchify_film(frames: Tensor, tubelet: int, patch_size: int) -> Tensor:

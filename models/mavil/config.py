@@ -68,7 +68,6 @@ class MavilModelConfig(ModelConfig):
         bottleneck_tokens: 0 for plain fusion blocks over the tokens of both modalities. Above 0 the modalities meet
             in as many tokens only, in blocks of their own (MBT, Nagrani et al. 2021, which takes 4).
         mlp_ratio: Hidden width of an MLP over the block's width.
-        layer_norm_eps: Epsilon of every LayerNorm.
         mask: What pretraining removes (published: 80 % of both).
         norm_pix_loss: Whether raw reconstruction targets are normalised patch by patch.
         activation_checkpointing: Recompute each block in the backward pass instead of keeping its activations.
@@ -87,7 +86,6 @@ class MavilModelConfig(ModelConfig):
     decoder_num_heads: int | None = None
     bottleneck_tokens: int = 0
     mlp_ratio: float = 4.0
-    layer_norm_eps: float = 1e-6
     mask: MaskConfig = field(default_factory=lambda: MaskConfig(0.8, 0.8))
     norm_pix_loss: bool = True
     activation_checkpointing: bool = False

@@ -173,7 +173,6 @@ class MavilEncoder(Encoder[MavilModelConfig]):
         super().__init__()
         width = config.architecture.embed_dim
         self.config = config
-        self.head_norm_eps = config.layer_norm_eps
         self.audio = Tower(config, config.audio_patch_dim, sincos_2d(width, config.audio_cells))
         self.visual = Tower(config, config.visual_patch_dim, sincos_3d(width, config.visual_cells))
         self.fusion = BottleneckFusion(config) if config.bottleneck_tokens else Fusion(config)
