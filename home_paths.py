@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 # At the beginning, or after `key=` or the `timm:NAME:` of weights.
@@ -20,7 +21,9 @@ def expand_home(text: str) -> str:
 
 
 def expand_values(value: Any) -> Any:
-    """`expand_home` of every text in lists and dictionaries."""
+    """`expand_home` of every text in lists and dictionaries; members of enumerations are no texts."""
+    if isinstance(value, Enum):
+        return value
     if isinstance(value, str):
         return expand_home(value)
     if isinstance(value, list | tuple):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from datasets.stats import main as stats
 from engine.config import PretrainConfig, parse_config
+from engine.objectives.classification import LossName, Modalities
+from engine.tasks.finetune_config import FinetuneConfig
 from home_paths import command_line, expand_home, expand_values
 
 
@@ -46,3 +49,11 @@ def test_config_files_and_command_lines(tmp_path: Path, monkeypatch, capsys):
     assert "~" not in text
     with pytest.raises(SystemExit, match=f"{tmp_path}/nothing"):
         stats(["~/nothing"])
+
+
+def test_members_of_enumerations_stay_what_they_are():
+    """A plain text in the place of one is another value to whoever compares by identity."""
+    config, _ = parse_config(FinetuneConfig, "test", ["data.train=~/set", "output_dir=run"])
+    assert config.data.train == os.path.expanduser("~/set")
+    assert config.objective.modalities is Modalities.audio_visual
+    assert config.objective.loss is LossName.bce
