@@ -9,6 +9,7 @@ from models.cav_mae.workload import forward_flops, training_flops
 from models.cav_mae_sync import CavMaeSync, CavMaeSyncEncoder, CavMaeSyncModelConfig
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
+from models.dense import DenseModelConfig
 from models.encoders import Embeddings, Encoder
 from models.equiav import EquiAv, EquiAvEncoder, EquiAvModelConfig
 from models.frontend import AudioFrontEnd, FbankConfig, VisualFrontEnd
@@ -45,6 +46,7 @@ __all__ = [
     "CavMaeSync",
     "CavMaeSyncEncoder",
     "CavMaeSyncModelConfig",
+    "DenseModelConfig",
     "Embeddings",
     "Encoder",
     "EquiAv",

@@ -38,6 +38,10 @@ class Stream(IntEnum):
     VISUAL_CROP = 65
     VISUAL_JITTER_ORDER = 66
     CENTROID = 67
+    DRAWN_TOKENS = 70
+    DRAWN_SILENCE = 71
+    SPLICE_AUDIO = 72
+    MIX_PICTURE = 73
 
 
 def pass_stream(stream: Stream, number: int) -> int:

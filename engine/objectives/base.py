@@ -6,6 +6,7 @@ batch and returns named values. It registers itself (`engine.objectives.registry
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,17 @@ class LrGroup(NamedTuple):
     Attributes:
         name: For the log.
         scale: Their rate over the schedule's, at every step.
+        from_epoch: Before this epoch (may be a fraction) their rate is 0; then their schedule begins.
     """
 
     name: str
     scale: float
+    from_epoch: float = 0.0
+
+
+def first_step(epoch: float, steps_per_epoch: float) -> int:
+    """The first step (0-based) of which no part comes before an epoch (which may be a fraction)."""
+    return math.ceil(epoch * steps_per_epoch)
 
 
 @dataclass(frozen=True)
@@ -99,6 +107,14 @@ class Objective(nn.Module, ABC, Generic[Model]):
             run: The run's folder.
             resumed: Whether it has a checkpoint.
             is_main: Whether this process writes.
+        """
+
+    def before_step(self, step: int, steps_per_epoch: float) -> None:
+        """Sets what differs between steps, such as what is frozen; a function of the step.
+
+        Args:
+            step: The step about to be taken (0-based).
+            steps_per_epoch: Steps in an epoch; may be a fraction.
         """
 
     def after_step(self, step: int, total_steps: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,11 +61,13 @@ def build_optimizer(
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        prefix, scale = (lr_groups or {}).get(name, LrGroup("", 1.0))
+        prefix, scale, from_epoch = (lr_groups or {}).get(name, LrGroup("", 1.0))
         decays = parameter.ndim > 1 and name not in no_weight_decay
         group = "_".join(word for word in (prefix, "decay" if decays else "no_decay") if word)
         weight_decay = config.weight_decay if decays else 0.0
-        settings = {"params": [], "weight_decay": weight_decay, "name": group, "lr_scale": scale}
+        settings = {
+            "params": [], "weight_decay": weight_decay, "name": group, "lr_scale": scale, "from_epoch": from_epoch,
+        }  # fmt: skip
         groups.setdefault(group, settings)["params"].append(parameter)
     fused = torch.cuda.is_available() or None
     return _KINDS[config.kind](
@@ -73,10 +75,16 @@ def build_optimizer(
     )
 
 
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> dict[str, float]:
-    """Sets every group's rate to ``lr`` times its own scale; returns them by group name."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: Callable[[float], float]) -> dict[str, float]:
+    """Sets every group's rate; returns them by group name.
+
+    Args:
+        optimizer: From `build_optimizer`.
+        lr: The rate of a schedule that begins at an epoch; each group's is that times its own scale.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = lr * group["lr_scale"]
+        # Groups of checkpoints from before there was such a key begin with the run.
+        group["lr"] = lr(group.get("from_epoch", 0.0)) * group["lr_scale"]
     return {group["name"]: group["lr"] for group in optimizer.param_groups}
 
 

@@ -18,7 +18,7 @@ import torch
 
 from datasets.atomic import write_atomically
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
-from engine.objectives.base import Objective
+from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients
 from engine.parallel.world import World
 from engine.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, weights_are_finite
@@ -189,7 +189,8 @@ class Trainer:
         for batch in micro_batches:
             self._failures += batch.failures
             self._budget.seen += len(batch) * self.world.size
-        rates = set_lr(self.engine.optimizer, self._lr())
+        rates = set_lr(self.engine.optimizer, self._lr)
+        self.objective.before_step(self.step, self._steps_per_epoch)
         metrics: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches, start=1):
             # Said outright: DeepSpeed's own count of micro-batches starts anew when a run is resumed.
@@ -211,9 +212,17 @@ class Trainer:
         gradients = partition_gradients(self.engine, stage)
         return clip_gradients(gradients, self.optimizer.clip_grad, partitioned=stage > 0)
 
-    def _lr(self) -> float:
-        steps_per_epoch = self.data.num_clips / self.config.parallel.global_batch_size
-        return self.optimizer.lr * lr_factor(self.schedule, self.step, self.total_steps, steps_per_epoch)
+    @property
+    def _steps_per_epoch(self) -> float:
+        return self.data.num_clips / self.config.parallel.global_batch_size
+
+    def _lr(self, from_epoch: float) -> float:
+        """The rate of parameters that learn from an epoch on, their schedule being that of the rest of the run."""
+        begin = first_step(from_epoch, self._steps_per_epoch)
+        if self.step < begin:
+            return 0.0
+        rest = self.total_steps - begin
+        return self.optimizer.lr * lr_factor(self.schedule, self.step - begin, rest, self._steps_per_epoch)
 
     def _report(self) -> int | None:
         """Looks at the steps since the last look; returns the first with non-finite numbers, if any."""

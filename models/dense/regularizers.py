@@ -137,7 +137,7 @@ class NegativeSimilarity:
         of pair a, v: mean over k, p and weighted t of clamp(factor · s[k, p, t], floor, 0)²
 
     Attributes:
-        factor: () what similarities are multiplied by: 1 / T.
+        factor: () or (1,) what similarities are multiplied by: 1 / T.
         floor: Below it there is no more pressure.
     """
 

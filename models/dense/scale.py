@@ -55,10 +55,10 @@ class Temperature(nn.Module):
                 f"temperature {initial} in the range {low} … {high}: all must be above 0, low at most high"
             )
         self.low, self.high = low, high
-        self.value = nn.Parameter(torch.tensor(float(initial)))
+        self.value = nn.Parameter(torch.tensor([float(initial)]))
 
     def factor(self) -> Tensor:
-        """() 1 / T."""
+        """(1,) 1 / T."""
         return 1 / self.value
 
     def forward(self, similarity: Tensor) -> Tensor:
@@ -68,4 +68,5 @@ class Temperature(nn.Module):
     def penalty(self) -> Tensor:
         """``max(0, log low - log T)⁴ + max(0, log T - log high)⁴``."""
         log = self.value.log()
-        return F.relu(math.log(self.low) - log) ** 4 + F.relu(log - math.log(self.high)) ** 4
+        outside = F.relu(math.log(self.low) - log) ** 4 + F.relu(log - math.log(self.high)) ** 4
+        return outside.mean()

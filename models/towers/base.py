@@ -47,15 +47,17 @@ class Tokens:
 class Sound:
     """The sounds of a batch, as waveforms and as spectrograms: each tower takes what it was made for.
 
+    One of the two forms may be absent; a tower that needs it says so.
+
     Attributes:
         waveform: (B, S) int16, or float in [-1, 1], padded to S.
         num_samples: (B,) int64 true lengths.
-        fbank: (B, T, F) normalised log-mel, or None where only waveforms are wanted.
-        num_frames: (B,) int64 spectrogram frames that hold sound, at least 1; likewise.
+        fbank: (B, T, F) normalised log-mel.
+        num_frames: (B,) int64 spectrogram frames that hold sound, at least 1.
     """
 
-    waveform: Tensor
-    num_samples: Tensor
+    waveform: Tensor | None = None
+    num_samples: Tensor | None = None
     fbank: Tensor | None = None
     num_frames: Tensor | None = None
 

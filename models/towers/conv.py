@@ -90,7 +90,9 @@ class ConvAudioTower(AudioTower):
     def forward(self, inputs: Sound) -> Tokens:
         """Tokens of the grid (T / 8,), rounded up."""
         if inputs.fbank is None or inputs.num_frames is None:
-            raise ValueError("this tower hears spectrograms: make its input with Sound.of")
+            raise ValueError(
+                "this tower hears spectrograms, and was given a waveform alone: make its input with Sound.of"
+            )
         x = rearrange(inputs.fbank, "b t f -> b 1 t f")
         count = inputs.num_frames
         for n, layer in enumerate(self.layers):

@@ -72,7 +72,12 @@ def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[s
         setattr(config, name, _OFF[name])
     try:
         model, loading = AutoModel.from_pretrained(
-            folder, config=config, local_files_only=True, weights_only=True, output_loading_info=True
+            folder,
+            config=config,
+            local_files_only=True,
+            weights_only=True,
+            output_loading_info=True,
+            attn_implementation="sdpa",
         )
     except OSError as error:
         raise ValueError(f"{folder} holds no weights that can be read: {error}") from None
@@ -112,6 +117,8 @@ class WaveTower(AudioTower):
 
     def forward(self, inputs: Sound) -> Tokens:
         """Tokens of the grid (T,). A clip too short for one token gives one, of the clip and zeros behind it."""
+        if inputs.waveform is None or inputs.num_samples is None:
+            raise ValueError("this tower hears waveforms, and was given a spectrogram alone")
         waveform = F.pad(inputs.waveform, (0, max(0, self.least - inputs.waveform.shape[1])))
         samples = inputs.num_samples.clamp_min(self.least)
         features, count = self._extract(self._normalized(waveform, samples), samples)
@@ -119,9 +126,21 @@ class WaveTower(AudioTower):
         model: Any = self.model
         hidden = model.feature_projection(rearrange(features, "b c t -> b t c"))
         hidden = hidden[0] if isinstance(hidden, tuple) else hidden  # Wav2Vec2 gives its input as well
-        hidden = hidden.masked_fill(~mask[..., None], 0.0)
-        values = model.encoder(hidden, attention_mask=mask).last_hidden_state
+        values = self._encode(hidden.masked_fill(~mask[..., None], 0.0), mask)
         return Tokens(values, mask, (values.shape[1],))
+
+    def _encode(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """The transformer: (B, T, D), zero where there is no sound -> (B, T, D).
+
+        Layer by layer, since transformers' own loop reads the mask on the host to see whether it needs it.
+        """
+        model: Any = self.model
+        encoder, stable = model.encoder, model.config.do_stable_layer_norm
+        hidden = hidden + encoder.pos_conv_embed(hidden)
+        hidden = hidden if stable else encoder.layer_norm(hidden)
+        for layer in encoder.layers:
+            hidden = layer(hidden, attention_mask=mask[:, None, None])
+        return encoder.layer_norm(hidden) if stable else hidden
 
     def _normalized(self, waveform: Tensor, samples: Tensor) -> Tensor:
         """Zero mean and unit variance over each clip's own samples, as the models were trained."""
@@ -188,14 +207,19 @@ class PictureTower(VisualTower):
         """The tower in a folder; see `open_folder`."""
         return cls(*open_folder(folder, PICTURE))
 
+    def check_size(self, side: int) -> None:
+        """Raises ``ValueError`` if pictures of ``side`` pixels can't be cut in the backbone's patches."""
+        if side % self.patch_size:
+            raise ValueError(
+                f"pictures with a side of {side} pixels can't be cut in the backbone's patches of {self.patch_size}: "
+                f"set model.image_size to a multiple of {self.patch_size}"
+            )
+
     def forward(self, inputs: Tensor) -> Tokens:
         """(B, N, 3, H, W) -> tokens of the grid (N, H / patch, W / patch); the class token is the frames' mean."""
         frames, height, width = inputs.shape[1], *inputs.shape[3:]
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"pictures of {height} x {width} pixels can't be cut in the backbone's patches of {self.patch_size}: "
-                f"set model.image_size to a multiple of {self.patch_size}"
-            )
+        self.check_size(height)
+        self.check_size(width)
         pictures = rearrange(inputs * self.scale + self.shift, "b n c h w -> (b n) c h w")
         found = self.model(pictures).last_hidden_state
         values = rearrange(found[:, 1:], "(b n) l d -> b (n l) d", n=frames)

@@ -148,7 +148,7 @@ def kept_bytes(objective: Any, clips: int) -> int:
 
 @every_kind
 def test_flops_are_those_that_torch_counts(kind: str) -> None:
-    """Linear layers of forward and backward pass; attention and the front end are not counted."""
+    """Linear layers and convolutions of both passes; attention, similarities and the front end are not counted."""
     objective = tiny_objective(kind)
     batch = tiny_batch(objective, list(range(8)))
     with FlopCounterMode(display=False) as front_end:
@@ -161,4 +161,5 @@ def test_flops_are_those_that_torch_counts(kind: str) -> None:
 
 def linear(counter: FlopCounterMode) -> int:
     ops = counter.get_flop_counts()["Global"]
-    return sum(count for op, count in ops.items() if str(op) in ("aten.mm", "aten.addmm"))
+    counted = ("aten.mm", "aten.addmm", "aten.convolution", "aten.convolution_backward")
+    return sum(count for op, count in ops.items() if str(op) in counted)

@@ -48,6 +48,8 @@ def sounds(*lengths: int) -> Sound:
 
 def alone(sound: Sound, row: int) -> Sound:
     """One clip by itself, cut at its end."""
+    assert sound.waveform is not None
+    assert sound.num_samples is not None
     assert sound.fbank is not None
     assert sound.num_frames is not None
     length = int(sound.num_samples[row])
@@ -80,7 +82,9 @@ def test_wave_towers_are_the_librarys_and_know_no_neighbours(tmp_path, kind, set
     model = getattr(transformers, f"{kind}Model").from_pretrained(tmp_path).eval()
     extractor = transformers.Wav2Vec2FeatureExtractor()
     for row in range(4):
-        wave = alone(sound, row).waveform[0].float() / 32768
+        waveform = alone(sound, row).waveform
+        assert waveform is not None
+        wave = waveform[0].float() / 32768
         with torch.no_grad():
             expected = model(extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values)
             found = tower(sound)
@@ -132,7 +136,10 @@ def test_pictures_are_normalised_as_the_folder_says(tmp_path):
 
 def test_pictures_of_other_sizes_than_patches_are_refused(tmp_path):
     tower = PictureTower.open(save_dinov2(tmp_path))
-    with pytest.raises(ValueError, match=r"patches of 14: set model\.image_size to a multiple of 14"):
+    with pytest.raises(
+        ValueError,
+        match=r"96 pixels can.t be cut in the backbone.s patches of 14: set model\.image_size to a multiple of 14",
+    ):
         tower(torch.zeros(1, 1, 3, 96, 96))
 
 
@@ -152,7 +159,10 @@ def test_conv_towers_grids():
     assert sound.mask.sum(1).tolist() == [8, 2]  # 11 frames
 
 
-def test_a_spectrogram_tower_without_spectrograms():
+def test_towers_say_what_form_of_sound_they_miss(tmp_path):
+    tower = WaveTower.open(save_wave(tmp_path, "Hubert"))
+    with pytest.raises(ValueError, match="hears waveforms"):
+        tower(Sound(fbank=torch.zeros(1, 60, 128), num_frames=torch.tensor([60])))
     with pytest.raises(ValueError, match="hears spectrograms"):
         ConvAudioTower(16, 1, 128)(Sound(torch.zeros(1, 9840), torch.tensor([9840])))
 

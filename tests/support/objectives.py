@@ -17,12 +17,14 @@ from support.training import make_trainer
 
 from datasets.batch import AVBatch
 from engine.objectives.base import PretrainingObjective
+from engine.objectives.dense_terms import TermWeights
 from engine.objectives.registry import build_objective, objective_kind
 from engine.parallel.deepspeed_engine import ParallelConfig, build_engine
 from engine.parallel.world import World, distributed
 from engine.training.optimizer import OptimizerConfig, build_optimizer
 from engine.training.train_config import TrainConfig
 from models import FbankConfig, MaskConfig, build_model, create_config
+from models.dense.config import TowerConfig
 from models.weights.description import Description, save_described
 
 
@@ -71,6 +73,13 @@ TINY: dict[str, dict[str, Any]] = {
     },
     "cav_mae_sync": {"model": _SYNC, "objective": {"frames": 4, "contrast_mask_ratio": 0.5}},
     "tg_dp": {"model": _SYNC, "objective": {"frames": 4, "momentum": 0.5}},
+    "dense": {
+        "model": {
+            "name": "dense_tiny", "embed_dim": 16, "num_heads": 2,
+            "audio": TowerConfig(width=32, depth=1), "visual": TowerConfig(width=32, depth=1),
+        },
+        "objective": {"weights": TermWeights(total_variation=0.1, mixed_picture=0.1), "mix_share": 0.5},
+    },
 }  # fmt: skip
 INPUT = {"image_size": 32, "audio_length": 32, "num_mel_bins": 32}
 BATCH = 8
