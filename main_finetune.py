@@ -13,8 +13,10 @@ from __future__ import annotations
 import sys
 
 from engine.namesake import check_datasets
+from engine.signals import STOP
 
 if __name__ == "__main__":
+    STOP.listen()
     check_datasets()
     from engine.cli import run_program
     from engine.tasks.finetune import finetune

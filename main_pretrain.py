@@ -12,10 +12,12 @@ from __future__ import annotations
 import sys
 
 from engine.namesake import check_datasets
+from engine.signals import STOP
 
 
 def main() -> int:
     """Runs what the command line says; returns the exit status."""
+    STOP.listen()
     check_datasets()
     from engine.cli import run_program
     from engine.config import PretrainConfig

@@ -68,7 +68,7 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
         options.batch * world.size, zero_stage=options.zero_stage, precision=options.precision
     )
     optimizer = build_optimizer(OptimizerConfig(clip_grad=1.0), objective.model, objective.no_weight_decay())
-    engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+    engine = build_engine(objective, optimizer, parallel, world)
     batches = [make_batch(options.batch, config, world, number) for number in range(4)]
     seconds, peaks = [], []
     for number in range(options.steps + 3):

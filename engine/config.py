@@ -69,6 +69,16 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    @property
+    def trains(self) -> bool:
+        """Whether the run's folder is trained in, and not only looked at."""
+        return True
+
+    @property
+    def status_folder(self) -> Path:
+        """Where the program says how it stands."""
+        return Path(self.output_dir)
+
     def __post_init__(self) -> None:
         fbank, model = self.fbank, self.model
         if fbank.target_length != model.audio_length:

@@ -26,7 +26,7 @@ from submitit.core.utils import DelayedSubmission
 
 from launch.attempt import Attempt, Decision
 from launch.files import append_line
-from launch.progress import RunStatus, newest_checkpoint, read_status
+from launch.progress import RunStatus, newest_checkpoint, progress, read_status
 from launch.signals import Signals
 from launch.torchrun import Torchrun, torchrun_command, worker_environment
 
@@ -67,7 +67,7 @@ class TrainingJob:
         rendezvous_seconds: How long the nodes wait for each other.
         torchrun: What stands for torchrun itself.
         requeues: How often the job went back to the queue.
-        last_step: Step of the newest checkpoint when it did; None before the first time.
+        last_progress: How far the run was when it did (`launch.progress.progress`); None before the first time.
     """
 
     command: tuple[str, ...]
@@ -83,7 +83,7 @@ class TrainingJob:
     rendezvous_seconds: float = 600.0
     torchrun: tuple[str, ...] | None = None
     requeues: int = 0
-    last_step: int | None = None
+    last_progress: tuple[int, int] | None = None
 
     def __call__(self) -> str:
         """Trains until the run is finished, and returns what node 0 says at the end.
@@ -109,20 +109,21 @@ class TrainingJob:
         Raises:
             TrainingFailedError: The limit of requeues is reached, or nothing was gained since the last one.
         """
+        reached = progress(self.output_dir)
         step = newest_checkpoint(self.output_dir)
-        reached = -1 if step is None else step
         if self.requeues >= self.max_requeues:
             raise TrainingFailedError(
                 f"requeued {self.requeues} times, which is max_requeues: submit the same command again to "
                 f"go on from step {step}"
             )
-        if self.last_step is not None and reached <= self.last_step:
+        if self.last_progress is not None and reached <= self.last_progress:
+            at = f", and the evaluation at part {reached[1]}" if reached[1] else ""
             raise TrainingFailedError(
                 f"no progress since the last requeue: the newest checkpoint in {self.output_dir} was and is "
-                f"of step {step}. Do a step and a checkpoint take longer than a stay on the cluster, or than "
+                f"of step {step}{at}. Do a step and a checkpoint take longer than a stay on the cluster, or than "
                 f"warning_seconds={self.warning_seconds:.0f}?"
             )
-        return DelayedSubmission(replace(self, requeues=self.requeues + 1, last_step=reached))
+        return DelayedSubmission(replace(self, requeues=self.requeues + 1, last_progress=reached))
 
     def _open(self, index: int) -> Attempt:
         """The folder in which this attempt's nodes find each other. Its name is never used again."""

@@ -22,16 +22,21 @@ class RunStatus:
     """One reading of ``status.json``.
 
     Attributes:
-        state: ``running``, ``finished``, ``stopped`` (saved on request) or ``failed``.
+        state: ``running``, ``evaluating`` (after the last step), ``finished``, ``stopped`` (saved on request) or
+            ``failed``.
+        phase: What a running one is at, or a stopped one was.
         step: Steps done.
         total_steps: Steps of the whole run.
+        evaluated: Parts of the evaluation after the last step that are done.
         message: What the run last said.
         stamp: Changes with every writing of the file, so that an old word is told from a new one.
     """
 
     state: str
+    phase: str
     step: int
     total_steps: int
+    evaluated: int
     message: str
     stamp: tuple[int, int]
 
@@ -45,8 +50,10 @@ def read_status(output_dir: Path) -> RunStatus | None:
     stat = path.stat()
     return RunStatus(
         state=str(value.get("state", "")),
+        phase=str(value.get("phase", "")),
         step=int(value.get("step", 0)),
         total_steps=int(value.get("total_steps", 0)),
+        evaluated=int(value.get("evaluated", 0)),
         message=str(value.get("message", "")),
         stamp=(stat.st_mtime_ns, stat.st_ino),
     )
@@ -59,3 +66,13 @@ def newest_checkpoint(output_dir: Path) -> int | None:
         return None
     matches = (_CHECKPOINT.fullmatch(entry.name) for entry in folder.iterdir())
     return max((int(match[1]) for match in matches if match), default=None)
+
+
+def progress(output_dir: Path) -> tuple[int, int]:
+    """How far a run is: step of its newest checkpoint (-1 without one), and 1 + parts evaluated once it is at that.
+
+    A stay on the cluster that leaves it as it was has gained nothing.
+    """
+    step, status = newest_checkpoint(output_dir), read_status(output_dir)
+    evaluating = status is not None and status.phase == "evaluating"
+    return -1 if step is None else step, 1 + status.evaluated if status is not None and evaluating else 0

@@ -88,10 +88,10 @@ def _accuracy(out: Path, world: World, base: list[str], modality: Modalities, se
 def _frozen_features(run: Path, world: World, base: list[str]) -> dict[str, float]:
     report = run / "evaluation" / "init" / "metrics.json"
     if not report.is_file():
-        config, _ = _config(base, run)
+        config, text = _config(base, run)
         train = open_training_sets(config)[0]
         objective = build_classification(config, train).to(world.device)
-        FinalEvaluation(config, train, world, run, 0)(objective, "init", classify=False)
+        FinalEvaluation(config, train, world, run, 0, text)(objective, "init", classify=False)
     return json.loads(report.read_text())["frozen_features"]
 
 

@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -88,7 +90,7 @@ class EmbedJob:
 
     def left(self) -> list[int]:
         """The parts that are still to do."""
-        return [part for part in range(len(self.starts)) if not self.path(part).is_file()]
+        return [part for part in range(len(self.starts)) if not _is_whole(self.path(part))]
 
     def rows(self, part: int) -> range:
         """The clips of a part."""
@@ -96,15 +98,24 @@ class EmbedJob:
 
     def keep(self, part: int, columns: Columns) -> None:
         """Writes a part; it is found only when it is whole."""
-        temporary = self.folder / ".writing.npz"
-        np.savez(temporary, **columns)  # type: ignore[arg-type]
-        temporary.replace(self.path(part))
+        content = io.BytesIO()
+        np.savez(content, **columns)  # type: ignore[arg-type]
+        write_atomically(self.path(part), content.getvalue())
 
     def parts(self) -> Iterator[Columns]:
         """All parts in order."""
         for part in range(len(self.starts)):
             with np.load(self.path(part), allow_pickle=False) as file:
                 yield {name: file[name] for name in file.files}
+
+
+def _is_whole(part: Path) -> bool:
+    """Whether a part is there and undamaged; one that lost bytes when a machine went down is done again."""
+    try:
+        with zipfile.ZipFile(part) as file:
+            return file.testzip() is None
+    except (OSError, zipfile.BadZipFile):
+        return False
 
 
 def embed(

@@ -28,11 +28,20 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is not None:
         save_predictions(folder / "predictions.npz", predictions, classes)
-        with (folder / "per_class.csv").open("w", newline="") as file:
+        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(report["per_class"][0]))
             writer.writeheader()
             writer.writerows(report["per_class"])
     write_atomically(folder / "metrics.json", json.dumps(_plain(report), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_report(folder: Path) -> dict[str, Any] | None:
+    """What ``metrics.json`` holds, or None where there is none that is whole."""
+    try:
+        found = json.loads((folder / "metrics.json").read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _plain(value: Any) -> Any:

@@ -65,7 +65,6 @@ def build_engine(
     optimizer: torch.optim.Optimizer,
     config: ParallelConfig,
     world: World,
-    load_universal: bool,
 ) -> Any:
     """A DeepSpeed engine around ``module``.
 
@@ -77,7 +76,6 @@ def build_engine(
         optimizer: Over the module's parameters.
         config: Batch, ZeRO stage and precision.
         world: The processes.
-        load_universal: Whether the next checkpoint to be loaded is a universal one.
     """
     deepspeed = import_deepspeed()
     zero: dict[str, object] = {"stage": config.zero_stage}
@@ -95,7 +93,6 @@ def build_engine(
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         },
-        "checkpoint": {"load_universal": load_universal},
         "steps_per_print": None,
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
@@ -117,6 +114,6 @@ def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
     return gradients
 
 
-def forget_universal(engine: Any) -> None:
-    """Makes the engine read its own checkpoints again after it was resumed from a universal one."""
-    engine._config.load_universal_checkpoint = False
+def read_universal(engine: Any, universal: bool) -> None:
+    """Says whether the next checkpoint to be loaded is a universal one, of another world's size."""
+    engine._config.load_universal_checkpoint = universal

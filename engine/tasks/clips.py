@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.loading.config import ClipNeeds
-from datasets.loading.loader import ClipLoader, TrainShare, evaluation_loader, train_loader
+from datasets.loading.config import ClipNeeds, DataConfig
+from datasets.loading.loader import ClipLoader, TrainShare, evaluation_loader, open_store, train_loader
 from datasets.loading.plan import EvaluationPlan, SamplePlan
 from datasets.loading.sampling import SamplingConfig
 from engine.config import RunConfig
@@ -44,6 +45,12 @@ def training_clips(
         skipped_steps=sorted(skipped),
     )
     return train_loader(config.data, needs, share, sampling)
+
+
+def fingerprint(config: DataConfig) -> str:
+    """Tells the training set, or the sets together, from others: shards with their hashes, and classes."""
+    indices = [open_store(config, part.path).open_index()[0] for part in config.train_sets]
+    return hashlib.sha256("\n".join(index.fingerprint for index in indices).encode()).hexdigest()
 
 
 def held_out_clips(

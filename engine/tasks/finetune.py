@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,8 @@ from engine.evaluation.scores import summary_scores
 from engine.objectives.base import Objective
 from engine.objectives.classification import Classification
 from engine.parallel.world import World
-from engine.tasks.clips import training_clips
+from engine.signals import STOP
+from engine.tasks.clips import fingerprint, training_clips
 from engine.tasks.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import (
@@ -34,6 +35,8 @@ from engine.tasks.probe_head import fit_head
 from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.runlog import RunLog, logger
+from engine.training.status import update_status
+from engine.training.stop import StoppedError, stop_if_requested
 from engine.training.trainer import Trainer, TrainingData
 from engine.training.weight_average import WeightAverage
 from models import AudioVisualClassifier, parameter_count
@@ -59,7 +62,7 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
     train = sets[0]
     check_held_out(config, train)
     if config.eval_only:
-        evaluate_only(config, world, train, run)
+        evaluate_only(config, config_yaml, world, train, run)
         if world.is_main:
             save_config(run / "evaluation", config_yaml)
         return True
@@ -78,15 +81,55 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
     if not trainer.fit():
         return False
     if config.evaluation_shards is not None:
-        final = FinalEvaluation(config, train, world, run, trainer.total_steps)
-        final(objective, "last")
         average = weight_average(config, trainer.data.num_clips)
-        mean = average.newest() if average is not None else None
-        mean = world.broadcast_object(mean)
-        if mean is not None:
-            objective.model.load_state_dict(load_weights(Path(str(mean))))
-            final(objective, "averaged")
+        mean = average.at(trainer.total_steps) if average is not None and world.is_main else None
+        parts = (
+            {"last": None, "averaged": mean} if world.broadcast_object(mean is not None) else {"last": None}
+        )
+        try:
+            evaluate_at_end(config, config_yaml, world, train, objective, parts, trainer.total_steps)
+        except StoppedError as stopped:
+            logger.info("%s; run the same command again to go on", stopped)
+            return False
     return True
+
+
+def evaluate_at_end(
+    config: FinetuneConfig,
+    config_yaml: str,
+    world: World,
+    train: LabelledSet,
+    objective: Classification,
+    parts: Mapping[str, Path | None],
+    step: int,
+) -> None:
+    """Evaluates the weights at the end and their mean, unless an earlier attempt has done so.
+
+    Args:
+        config: The run.
+        config_yaml: The same as YAML.
+        world: The processes; every rank calls this.
+        train: The training set.
+        objective: With the weights at the end.
+        parts: By name, which weights to evaluate; None are those of ``objective``.
+        step: Steps taken.
+
+    Raises:
+        StoppedError: A signal has come. What is done is kept.
+    """
+    run = Path(config.output_dir)
+    final = FinalEvaluation(config, train, world, run, step, config_yaml)
+    for done, (name, weights) in enumerate(parts.items()):
+        if world.is_main:
+            update_status(run, state="evaluating", phase="evaluating", evaluated=done)
+        if final.is_done(name):
+            logger.info("%s: evaluated before, see %s", name, run / "evaluation" / name)
+            continue
+        stop_if_requested(world, f"before the evaluation of the {name} weights")
+        weights = world.broadcast_object(weights)
+        if weights is not None:
+            objective.model.load_state_dict(load_weights(Path(str(weights))))
+        final(objective, name)
 
 
 def build_trainer(
@@ -110,7 +153,7 @@ def build_trainer(
     return Trainer(
         objective,
         config,
-        TrainingData(places, loader, config.data.max_bad_fraction),
+        TrainingData(places, loader, config.data.max_bad_fraction, fingerprint(config.data)),
         world,
         config_yaml,
         evaluate=HeldOutScores(config, sets[0], world)
@@ -151,7 +194,9 @@ def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classifi
     return Classification(model, config.fbank, config.objective)
 
 
-def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run: Path) -> None:
+def evaluate_only(
+    config: FinetuneConfig, config_yaml: str, world: World, train: LabelledSet, run: Path
+) -> None:
     """Evaluates the run's own newest and averaged weights, or ``config.init`` where the run has none.
 
     Raises:
@@ -160,7 +205,8 @@ def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run:
     """
     checkpoints = find_checkpoints(run)
     step = checkpoints[-1].state.step if checkpoints else 0
-    sources = _weights_of(run, checkpoints)
+    STOP.started()
+    sources = _weights_of(config, run, checkpoints)
     if sources:
         check_classes(run, train)
     elif config.init is not None:
@@ -178,13 +224,14 @@ def evaluate_only(config: FinetuneConfig, world: World, train: LabelledSet, run:
             logger.info("%s has no head: only its frozen features are measured", source)
             load_encoder_weights(source, model.encoder, config.fbank, allow)
         objective = Classification(model, config.fbank, config.objective).to(world.device)
-        FinalEvaluation(config, train, world, run, step)(objective, name, classify=classify)
+        FinalEvaluation(config, train, world, run, step, config_yaml)(objective, name, classify=classify)
 
 
-def _weights_of(run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
+def _weights_of(config: FinetuneConfig, run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
     found = {"last": str(checkpoints[-1].path)} if checkpoints else {}
     means = sorted((run / "average").glob("epoch_*.safetensors"))
-    return found | ({"averaged": str(means[-1])} if means else {})
+    averages = config.averaging.first_epoch is not None
+    return found | ({"averaged": str(means[-1])} if means and averages else {})
 
 
 def keep_classes(run: Path, train: LabelledSet) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from datasets.loading.sampling import SamplingConfig
 from engine.config import RunConfig
@@ -85,6 +86,16 @@ class FinetuneConfig(RunConfig):
             raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
         if self.train.eval_interval and self.data.val is None:
             raise ValueError("train.eval_interval needs data.val: a set to evaluate on")
+
+    @property
+    def trains(self) -> bool:
+        """With ``eval_only`` the run's folder is only looked at: it may be a live one."""
+        return not self.eval_only
+
+    @property
+    def status_folder(self) -> Path:
+        """An evaluation by itself says how it stands beside what it writes: the run may be training meanwhile."""
+        return Path(self.output_dir, "evaluation") if self.eval_only else Path(self.output_dir)
 
     @property
     def evaluation_shards(self) -> str | None:

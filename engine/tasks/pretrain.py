@@ -14,7 +14,7 @@ from engine.evaluation.probes import ProbeConfig, cross_validated_probe
 from engine.objectives.base import PretrainingObjective
 from engine.objectives.registry import build_objective
 from engine.parallel.world import World
-from engine.tasks.clips import held_out_clips, training_clips
+from engine.tasks.clips import fingerprint, held_out_clips, training_clips
 from engine.training.checkpoint import find_checkpoints
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.runlog import RunLog, logger
@@ -50,7 +50,7 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     trainer = Trainer(
         objective,
         config,
-        TrainingData(num_clips, loader, config.data.max_bad_fraction),
+        TrainingData(num_clips, loader, config.data.max_bad_fraction, fingerprint(config.data)),
         world,
         config_yaml,
         evaluate=HeldOutClips(config, objective, world) if config.data.val else None,

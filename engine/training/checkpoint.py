@@ -33,7 +33,6 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
-import yaml
 from torch import Tensor, nn
 from torch._weights_only_unpickler import UnpicklingError
 
@@ -69,6 +68,9 @@ class CheckpointState:
         torch: Version of torch.
         deepspeed: Version of DeepSpeed.
         files: Bytes and SHA-256 of each file; none in checkpoints of earlier versions, which are not checked.
+        data: Fingerprint of the training set or sets; empty in checkpoints of earlier versions.
+        groups: Names of the parameters in each of the optimizer's groups.
+        loss: Training loss of the last steps before it; None where none was taken since the checkpoint before.
         objective: The objective's kind; empty in checkpoints from before there were kinds.
         beside_model: The modules that the objective holds beside its model, such as ``teacher``.
     """
@@ -79,8 +81,20 @@ class CheckpointState:
     torch: str
     deepspeed: str
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    data: str = ""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    loss: float | None = None
     objective: str = ""
     beside_model: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the trainer adds to a checkpoint's state; see `CheckpointState`."""
+
+    data: str = ""
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    loss: float | None = None
 
 
 @dataclass(frozen=True)
@@ -134,7 +148,7 @@ def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
             problems.append(str(newest))
         if world.is_main:
             logger.error("%s; it is set aside", problems[-1])
-            _set_aside(_folders(run)[-1])
+            _set_aside(_folders(run)[-1], "damaged")
         world.barrier()
     if problems:
         raise CheckpointError(
@@ -142,6 +156,42 @@ def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
             "another output_dir to begin anew"
         )
     return None
+
+
+def disposable(checkpoints: list[Checkpoint], keep: int) -> list[Checkpoint]:
+    """Those that may go: all but the newest, and but the last that is known to be good.
+
+    Args:
+        checkpoints: Oldest first.
+        keep: How many of the newest stay.
+    """
+    good = last_known_good(checkpoints)
+    return [checkpoint for checkpoint in checkpoints[:-keep] if checkpoint != good]
+
+
+def last_known_good(checkpoints: list[Checkpoint]) -> Checkpoint | None:
+    """The newest checkpoint whose weights gave a loss not far above the lowest, or None where nothing is known.
+
+    What its weights are worth, the loss of the steps after it tells, which the next one notes. One step at too high a
+    rate ruins weights, and the loss of that very step does not know it yet.
+    """
+    losses = [_loss_after(checkpoints[place + 1 :]) for place in range(len(checkpoints))]
+    known = [
+        (checkpoint, loss) for checkpoint, loss in zip(checkpoints, losses, strict=True) if loss is not None
+    ]
+    lowest = min((loss for _, loss in known), default=0.0)
+    fair = [checkpoint for checkpoint, loss in known if loss <= lowest + abs(lowest) / 2]
+    return fair[-1] if fair else None
+
+
+def _loss_after(later: list[Checkpoint]) -> float | None:
+    return next((c.state.loss for c in later if c.state.loss is not None), None)
+
+
+def set_aside(checkpoints: list[Checkpoint], word: str) -> None:
+    """Renames checkpoints so that they are not found any more, and their files stay to be looked at."""
+    for checkpoint in checkpoints:
+        _set_aside(checkpoint.path, word)
 
 
 def _newest(run: Path) -> Checkpoint | str | None:
@@ -170,10 +220,10 @@ def _open_checkpoint(path: Path) -> Checkpoint:
     return Checkpoint(path, state)
 
 
-def _set_aside(path: Path) -> None:
-    damaged = path.with_name(f"damaged_{path.name}")
-    shutil.rmtree(damaged, ignore_errors=True)
-    path.rename(damaged)
+def _set_aside(path: Path, word: str) -> None:
+    aside = path.with_name(f"{word}_{path.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
 
 
 def save_checkpoint(
@@ -184,6 +234,7 @@ def save_checkpoint(
     config: TrainConfig,
     config_yaml: str,
     world: World,
+    notes: Notes,
 ) -> Path:
     """Writes a checkpoint; every rank calls it.
 
@@ -195,6 +246,7 @@ def save_checkpoint(
         config: How many of the newest checkpoints stay, and DeepSpeed's ZeRO stage.
         config_yaml: The resolved config.
         world: The processes.
+        notes: What else ``state.json`` holds.
 
     Returns:
         The finished checkpoint's folder.
@@ -226,15 +278,18 @@ def save_checkpoint(
     files = digest_files(temporary, world)
     if world.is_main:
         zero_stage, versions = config.parallel.zero_stage, (torch.__version__, deepspeed.__version__)
-        own = objective.kind, _beside_model(objective)
-        state = CheckpointState(step, world.size, zero_stage, *versions, files, *own)
+        beside = _beside_model(objective)
+        state = CheckpointState(
+            step, world.size, zero_stage, *versions, files,
+            objective=objective.kind, beside_model=beside, **vars(notes),
+        )  # fmt: skip
         write_sealed(temporary / STATE, asdict(state))
         fsync(temporary / STATE)
         fsync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         fsync(folder)
-        for old in find_checkpoints(run)[: -config.keep_checkpoints]:
+        for old in disposable(find_checkpoints(run), config.keep_checkpoints):
             remove(old)
     world.barrier()
     return final
@@ -258,7 +313,7 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None 
     """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
 
     Args:
-        engine: The engine, made with ``load_universal`` where ``universal``.
+        engine: The engine, told by `read_universal` what it reads.
         checkpoint: What to load.
         universal: What ``make_universal`` made of it for this world size, which is then read.
 
@@ -345,20 +400,6 @@ def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:
             f"{checkpoint.path} is of another model: {len(different)} tensors differ ({examples}). "
             "Restore the model's settings or choose another output_dir"
         )
-
-
-def changed_settings(checkpoint: Checkpoint, config_yaml: str) -> list[str]:
-    """The settings in which a run differs from its checkpoint, as ``key: before → now``."""
-    before, now = (_flatten(yaml.safe_load(text)) for text in (checkpoint.config_yaml, config_yaml))
-    keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-    return [f"{key}: {before.get(key)} → {now.get(key)}" for key in keys]
-
-
-def _flatten(tree: dict, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def make_universal(checkpoint: Checkpoint) -> Path:

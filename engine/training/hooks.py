@@ -17,6 +17,9 @@ class Hook(Protocol):
             ValueError: It can't; the keys to change are named.
         """
 
+    def discard_after(self, step: int) -> None:
+        """Removes what an interrupted attempt left of later steps; the main rank calls it, after `check`."""
+
     def due(self, step: int) -> bool:
         """Whether it is to be done after ``step``; every rank gets the same answer."""
         ...

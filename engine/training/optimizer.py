@@ -75,6 +75,25 @@ def build_optimizer(
     )
 
 
+def group_members(optimizer: torch.optim.Optimizer, module: nn.Module) -> dict[str, list[str]]:
+    """Names of the parameters in each group; Adam's state goes by their order."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {group["name"]: [names[id(p)] for p in group["params"]] for group in optimizer.param_groups}
+
+
+def group_settings(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What a config says of each group: rates, decay, β, ε."""
+    return [
+        {key: value for key, value in group.items() if key != "params"} for group in optimizer.param_groups
+    ]
+
+
+def apply_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str, Any]]) -> None:
+    """Gives the groups the settings they were built with in place of those that a checkpoint brought along."""
+    for group, wanted in zip(optimizer.param_groups, settings, strict=True):
+        group |= wanted
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: Callable[[float], float]) -> dict[str, float]:
     """Sets every group's rate; returns them by group name.
 

@@ -1,4 +1,4 @@
-"""The beginning of a training: the engine, at the newest complete checkpoint of the run where there is one."""
+"""The beginning of a training: the engine, at the newest sound checkpoint of the run where there is one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.objectives.base import Objective
-from engine.parallel.deepspeed_engine import build_engine, forget_universal
+from engine.parallel.deepspeed_engine import build_engine, read_universal
 from engine.parallel.world import World
+from engine.training.changes import check_data, check_groups, check_settings
 from engine.training.checkpoint import (
     Checkpoint,
-    changed_settings,
     check_objective,
     clear_leftovers,
     load_checkpoint,
@@ -19,14 +19,17 @@ from engine.training.checkpoint import (
     needs_universal,
     newest_sound_checkpoint,
 )
-from engine.training.optimizer import build_optimizer
+from engine.training.leftovers import discard_later
+from engine.training.optimizer import apply_settings, build_optimizer, group_members, group_settings
 from engine.training.runlog import logger
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
 
 
-def resume(objective: Objective[Any], config: RunConfig, world: World, config_yaml: str) -> tuple[Any, int]:
+def resume(
+    objective: Objective[Any], config: RunConfig, world: World, config_yaml: str, data: str
+) -> tuple[Any, dict[str, list[str]], Checkpoint | None]:
     """Builds the DeepSpeed engine and loads the run's newest checkpoint; every rank calls it.
 
     Args:
@@ -34,38 +37,62 @@ def resume(objective: Objective[Any], config: RunConfig, world: World, config_ya
         config: The run.
         world: The processes.
         config_yaml: The resolved config, compared with the checkpoint's.
+        data: Fingerprint of the training set, compared likewise.
 
     Returns:
-        The engine, and the steps taken.
+        The engine, the parameters of each of its optimizer's groups, and what it was loaded from (None in a run that
+        begins).
 
     Raises:
-        CheckpointError: The checkpoint is of another objective or model, or can't be used so.
+        CheckpointError: The checkpoint is of another objective, model or set, or can't be used so.
     """
     run = Path(config.output_dir)
     if world.is_main:
         clear_leftovers(run)
     checkpoint = newest_sound_checkpoint(run, world)
-    parallel = config.train.parallel
-    if checkpoint is not None:
-        check_objective(checkpoint, objective)
-    convert = checkpoint is not None and needs_universal(checkpoint, world.size, parallel.zero_stage)
-    universal = _converted(checkpoint, world) if checkpoint is not None and convert else None
     groups, no_decay = objective.lr_groups(), objective.no_weight_decay()
     optimizer = build_optimizer(config.optimizer, objective.model, no_decay, groups)
-    engine = build_engine(objective, optimizer, parallel, world, convert)
-    if checkpoint is None:
-        return engine, 0
+    members = group_members(optimizer, objective.model)
+    said: list[str] = []
+    if checkpoint is not None:
+        check_objective(checkpoint, objective)
+        said = [
+            f"applied, changed since that checkpoint: {line}"
+            for line in check_settings(checkpoint, config_yaml)
+        ]
+        said += filter(None, [check_data(checkpoint, data, config.train.accept_changed_data)])
+        check_groups(checkpoint, members, config_yaml)
+    engine = build_engine(objective, optimizer, config.train.parallel, world)
+    if checkpoint is not None:
+        restore(engine, checkpoint, world, config.train.parallel.zero_stage)
+    if world.is_main:
+        if checkpoint is not None:
+            logger.info("resuming at step %d from %s", checkpoint.state.step, checkpoint.path)
+        for line in said:
+            logger.warning("%s", line)
+        discard_later(run, checkpoint.state.step if checkpoint is not None else -1)
+    return engine, members, checkpoint
+
+
+def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) -> None:
+    """Loads a checkpoint of whatever world size; the optimizer's settings stay the config's. Every rank calls it.
+
+    Args:
+        engine: The engine.
+        checkpoint: What to load.
+        world: The processes.
+        zero_stage: The run's.
+    """
+    settings = group_settings(engine.optimizer)
+    universal = _converted(checkpoint, world) if needs_universal(checkpoint, world.size, zero_stage) else None
+    read_universal(engine, universal is not None)
     load_checkpoint(engine, checkpoint, universal)
+    read_universal(engine, False)
+    apply_settings(engine.optimizer, settings)
     if universal is not None:
         world.barrier()
         if world.is_main:
             shutil.rmtree(universal)
-    forget_universal(engine)
-    if world.is_main:
-        logger.info("resuming at step %d from %s", checkpoint.state.step, checkpoint.path)
-        for change in changed_settings(checkpoint, config_yaml):
-            logger.warning("changed since that checkpoint: %s", change)
-    return engine, checkpoint.state.step
 
 
 def _converted(checkpoint: Checkpoint, world: World) -> Path:

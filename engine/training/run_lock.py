@@ -93,6 +93,15 @@ def hold_run(run: Path, world: World) -> Iterator[None]:
             lock.release()
 
 
+def is_held_by_another(run: Path) -> bool:
+    """Whether another process holds a folder, as far as this machine can know without waiting."""
+    try:
+        holder = Holder(**json.loads((run / LOCK_NAME).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return False
+    return holder.pid != os.getpid() and holder.lives_here() is not False
+
+
 class RunLock:
     """A folder held by this process, until it is released or the process ends.
 

@@ -9,12 +9,13 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
 from datasets.atomic import write_atomically
+from engine.training.status import update_status
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -50,6 +51,7 @@ class RunLog:
     def __init__(self, run: Path | None, start_step: int | None, total_steps: int) -> None:
         self._run, self._total = run, total_steps
         self._started, self._start_step = time.monotonic(), start_step or 0
+        self._said = 0.0
         self._writer: SummaryWriter | None = None
         self._bar: tqdm | None = None
         if run is None:
@@ -101,11 +103,16 @@ class RunLog:
         folder.mkdir(exist_ok=True)
         write_png(picture, str(folder / f"{name.replace('/', '_')}_{step:08d}.png"))
 
-    def status(self, state: str, step: int, message: str = "") -> None:
-        """Replaces ``status.json``: ``state`` is running, finished, stopped or failed."""
+    def status(self, step: int, **changes: Any) -> None:
+        """Notes in ``status.json`` how the run stands; see `engine.training.status`."""
         if self._run is not None:
-            record = {"state": state, "step": step, "total_steps": self._total, "message": message}
-            write_atomically(self._run / "status.json", json.dumps(record) + "\n")
+            update_status(self._run, step=step, total_steps=self._total, **changes)
+            self._said = time.monotonic()
+
+    def reached(self, step: int) -> None:
+        """The same of a step in passing, once a second at most."""
+        if time.monotonic() - self._said > 1:
+            self.status(step)
 
     def close(self) -> None:
         """Flushes and closes everything."""

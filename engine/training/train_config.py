@@ -20,7 +20,8 @@ class TrainConfig:
         eval_minutes: Minutes between evaluations, beside ``eval_interval``; looked at every ``log_interval`` steps.
         checkpoint_interval: Steps between checkpoints. There is one before the first step and one after the last.
         checkpoint_minutes: Minutes between checkpoints, likewise.
-        keep_checkpoints: How many of the newest checkpoints stay.
+        keep_checkpoints: How many of the newest checkpoints stay, beside the last that is known to be good.
+        accept_changed_data: Whether a run may go on though ``data.train`` holds other clips than before.
         parallel: Batch, precision and how DeepSpeed divides the work.
     """
 
@@ -32,6 +33,7 @@ class TrainConfig:
     checkpoint_interval: int = 1000
     checkpoint_minutes: float | None = None
     keep_checkpoints: int = 2
+    accept_changed_data: bool = False
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -21,11 +21,21 @@ from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients
 from engine.parallel.world import World
-from engine.training.checkpoint import find_checkpoints, load_checkpoint, save_checkpoint, weights_are_finite
+from engine.training.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    Notes,
+    find_checkpoints,
+    last_known_good,
+    newest_sound_checkpoint,
+    save_checkpoint,
+    set_aside,
+    weights_are_finite,
+)
 from engine.training.hooks import Hook
 from engine.training.metrics import MetricBuffer, mean_metrics
 from engine.training.optimizer import clip_gradients, set_lr
-from engine.training.resume import resume
+from engine.training.resume import restore, resume
 from engine.training.runlog import RunLog, logger
 from engine.training.schedule import lr_factor
 from engine.training.stop import StopRequest
@@ -34,8 +44,10 @@ from engine.training.throughput import Throughput
 if TYPE_CHECKING:
     from engine.config import RunConfig
 
-#: How often a run may go back to a checkpoint because of non-finite numbers before it gives up.
-MAX_ROLLBACKS = 3
+#: How often a run may go back to a checkpoint because of non-finite numbers, in a stretch of so many steps, before it
+#: gives up.
+MAX_ROLLBACKS, STRETCH = 3, 1000
+_SKIPPED = "skipped_steps.json"
 
 
 class TrainingError(RuntimeError):
@@ -51,11 +63,13 @@ class TrainingData:
         loader: From a step on and without the steps that are skipped, micro-batches of this rank,
             ``accumulation_steps`` of them a step, without end.
         max_bad_fraction: Share of clips that may be unreadable before the run stops.
+        fingerprint: Tells the set from others; empty where nobody knows.
     """
 
     num_clips: int
     loader: Callable[[int, Collection[int]], Iterable[AVBatch]]
     max_bad_fraction: float = 0.01
+    fingerprint: str = ""
 
 
 #: Evaluates the objective after a step and returns named scalars; every rank calls it.
@@ -94,9 +108,15 @@ class Trainer:
         self.objective = objective.to(world.device)
         if self.config.parallel.compile:
             objective.model.compile()
-        self.engine, self.step = resume(objective, config, world, config_yaml)
+        self.engine, groups, checkpoint = resume(objective, config, world, config_yaml, data.fingerprint)
+        self.step, self._notes = 0, Notes(data.fingerprint, groups)
+        if checkpoint is not None:
+            self.step = checkpoint.state.step
+            self._check_length(checkpoint)
         for hook in hooks:
             hook.check(self.step, self.total_steps)
+            if world.is_main:
+                hook.discard_after(self.step)
         self.skipped: set[int] = self._read_skipped()
         self.log = RunLog(self.run if world.is_main else None, self.step, self.total_steps)
         self.stop = StopRequest(world)
@@ -118,16 +138,17 @@ class Trainer:
             TrainingError: Non-finite numbers again and again.
             TooManyFailuresError: Too many unreadable clips.
         """
-        self.log.status("running", self.step)
+        self.log.status(self.step, state="running", phase="training", evaluated=0, message="")
         try:
             finished = self._fit()
         except BaseException as error:
-            self.log.status("failed", self.step, f"{type(error).__name__}: {error}")
+            self.log.status(self.step, state="failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
             self.stop.close()
             self.log.close()
-        self.log.status("finished" if finished else "stopped", self.step)
+        # Whether the run is finished is the program's to say: an evaluation may follow.
+        self.log.status(self.step, **({} if finished else {"state": "stopped"}))
         return finished
 
     def _fit(self) -> bool:
@@ -149,7 +170,8 @@ class Trainer:
             for hook in due.hooks:
                 if self.world.is_main:
                     hook.update(self.objective.model, self.step)
-            if due.checkpoint or due.stop:
+            learned = self._notes.loss is not None or self.step == self.total_steps
+            if (due.checkpoint or due.stop) and learned:  # not after skipped steps alone
                 self._save()
             if due.stop:
                 logger.info(
@@ -238,6 +260,8 @@ class Trainer:
             values |= self._speed()
             self.log.metrics(self.step, values)
             self.log.progress(self.step, values)
+            self._notes = replace(self._notes, loss=values["train/loss"])
+        self.log.reached(self.step)
         self._throughput.restart()
         return None
 
@@ -263,21 +287,47 @@ class Trainer:
         """Returns to the newest checkpoint and skips the batch whose numbers were not finite."""
         ids = [name for part in self.world.gather_objects(self._ids.get(bad_step, [])) for name in part]
         self.skipped.add(bad_step - 1)
-        if len(self.skipped) > MAX_ROLLBACKS:
+        if sum(step > bad_step - STRETCH for step in self.skipped) > MAX_ROLLBACKS:
             raise TrainingError(
                 f"loss or gradient was not finite in step {bad_step}, after {MAX_ROLLBACKS} such steps were skipped "
-                f"already. Lower optimizer.lr or set optimizer.clip_grad. Clips: {', '.join(ids)}"
+                f"already. {self._retreat()} Clips: {', '.join(ids)}"
             )
-        checkpoint = find_checkpoints(self.run)[-1]
+        checkpoint = newest_sound_checkpoint(self.run, self.world)
+        assert checkpoint is not None
         logger.error(
             "loss or gradient not finite in step %d; going back to step %d and skipping that batch. Clips: %s",
             bad_step, checkpoint.state.step, ", ".join(ids),
         )  # fmt: skip
-        if self.world.is_main:
-            write_atomically(self.run / "skipped_steps.json", json.dumps(sorted(self.skipped)))
+        self._write_skipped()
         self._ids.clear()
-        load_checkpoint(self.engine, checkpoint)
+        restore(self.engine, checkpoint, self.world, self.config.parallel.zero_stage)
         self.step = checkpoint.state.step
+
+    def _retreat(self) -> str:
+        """Sets aside checkpoints that may hold the ruined weights, so that another attempt begins before them.
+
+        Returns:
+            What to do now.
+        """
+        checkpoints = find_checkpoints(self.run)
+        good = last_known_good(checkpoints) or checkpoints[-1]
+        aside = [checkpoint for checkpoint in checkpoints if checkpoint.state.step > good.state.step]
+        self.world.barrier()  # every rank has seen what there is
+        # The batches after it were not to blame.
+        self.skipped = {step for step in self.skipped if step < good.state.step}
+        if self.world.is_main:
+            set_aside(aside, "suspect")
+        self._write_skipped()
+        steps = ", ".join(str(checkpoint.state.step) for checkpoint in aside)
+        said = (
+            f"Checkpoints that may hold ruined weights are set aside (suspect_step_…, {steps}). "
+            if aside
+            else ""
+        )
+        return (
+            f"{said}Lower optimizer.lr or set optimizer.clip_grad, and run it again: it goes on from step "
+            f"{good.state.step}."
+        )
 
     def _evaluate(self) -> None:
         if self.evaluate is None or not self.config.evaluates:
@@ -297,13 +347,37 @@ class Trainer:
         if not weights_are_finite(self.objective.model):
             raise TrainingError(f"weights are not finite at step {self.step}: no checkpoint is written")
         save_checkpoint(
-            self.engine, self.objective, self.run, self.step, self.config, self.config_yaml, self.world
+            self.engine,
+            self.objective,
+            self.run,
+            self.step,
+            self.config,
+            self.config_yaml,
+            self.world,
+            self._notes,
         )
+        self._notes = replace(self._notes, loss=None)
         self._last_saved = time.monotonic()
 
+    def _check_length(self, checkpoint: Checkpoint) -> None:
+        if self.step > self.total_steps:
+            raise CheckpointError(
+                f"{checkpoint.path} is beyond the end of this run: train.steps or train.epochs make {self.total_steps} "
+                "steps. Raise them, or choose another output_dir with init pointing at this checkpoint"
+            )
+
     def _read_skipped(self) -> set[int]:
-        path = self.run / "skipped_steps.json"
-        return set(json.loads(path.read_text())) if path.is_file() else set()
+        path = self.run / _SKIPPED
+        try:
+            return set(json.loads(path.read_bytes())) if path.is_file() else set()
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} is damaged ({error}): bring it back from a copy, or remove it"
+            ) from error
+
+    def _write_skipped(self) -> None:
+        if self.world.is_main:
+            write_atomically(self.run / _SKIPPED, json.dumps(sorted(self.skipped)))
 
 
 @dataclass(frozen=True)

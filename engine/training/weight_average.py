@@ -12,13 +12,17 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import safetensors
 import safetensors.torch
-from torch import nn
+from torch import Tensor, nn
 
+from datasets.atomic import write_atomically
 from engine.training.checkpoint import find_checkpoints
 from models.weights.tensor_files import write_safetensors
 
-_NAME = re.compile(r"^epoch_(\d{4})\.safetensors$")
+_NAME = re.compile(r"^epoch_(\d{4,})\.safetensors$")
+#: Beside the means: the epoch that they begin with.
+_FIRST = "first_epoch.txt"
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,8 @@ class WeightAverage:
         """Makes sure that a run of ``total_steps`` that goes on at ``step`` will have what it averages.
 
         Raises:
-            ValueError: It ends before the first epoch wanted, or that one is past and was not kept.
+            ValueError: It ends before the first epoch wanted, or that one is past and was not kept or was averaged from
+                another epoch on.
         """
         first = self.config.first_epoch
         assert first is not None
@@ -77,10 +82,19 @@ class WeightAverage:
         done = first - 1
         while done < last and self._end(done + 1) <= step:
             done += 1
-        if done >= first and not self._path(done).is_file():
+        if done < first:
+            return
+        if not self._path(done).is_file():
             raise ValueError(
                 f"averaging.first_epoch is {first}, but {self.run} is at step {step} and has no mean of the weights "
                 f"up to epoch {done} ({self._path(done).name}); set it to {done + 1} or later, or to null"
+            )
+        _open(self._path(done), done)
+        began = self.run / "average" / _FIRST
+        if began.is_file() and began.read_text().strip() != str(first):  # earlier versions did not say
+            raise ValueError(
+                f"averaging.first_epoch is {first}, but the mean in {self._path(done)} begins with epoch "
+                f"{began.read_text().strip()}; set it back, to {done + 1} or later, or to null"
             )
 
     def update(self, model: nn.Module, step: int) -> None:
@@ -91,15 +105,23 @@ class WeightAverage:
         count = epoch - self.config.first_epoch + 1
         mean = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
         if count > 1:
-            before = safetensors.torch.load_file(self._path(epoch - 1))
+            before = _open(self._path(epoch - 1), epoch - 1)
             mean = {name: before[name].lerp(value, 1 / count) for name, value in mean.items()}
         write_safetensors(self._path(epoch), mean)
+        write_atomically(self.run / "average" / _FIRST, f"{self.config.first_epoch}\n")
         self._prune()
 
-    def newest(self) -> Path | None:
-        """The mean over all epochs that are done, or None before the first."""
-        found = self._files()
+    def at(self, step: int) -> Path | None:
+        """The mean over all epochs that are done with ``step``, or None before the first."""
+        last = self.config.last_epoch or math.inf
+        found = {e: path for e, path in self._files().items() if e <= last and self._end(e) <= step}
         return found[max(found)] if found else None
+
+    def discard_after(self, step: int) -> None:
+        """Removes the means of epochs that end later."""
+        for epoch, path in self._files().items():
+            if self._end(epoch) > step:
+                path.unlink()
 
     def _epoch_that_ends(self, step: int) -> int | None:
         first, last = self.config.first_epoch, self.config.last_epoch
@@ -131,3 +153,18 @@ class WeightAverage:
         for epoch, path in self._files().items():
             if epoch < max(needed, default=0):
                 path.unlink()
+
+
+def _open(path: Path, epoch: int) -> dict[str, Tensor]:
+    """A mean.
+
+    Raises:
+        ValueError: The file is damaged.
+    """
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}): bring it back from a copy, or set averaging.first_epoch to {epoch + 1} or "
+            "later, or to null"
+        ) from error

@@ -6,6 +6,7 @@ safetensors files hold nothing but tensors; ``torch.save`` files are read by `mo
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -162,6 +163,8 @@ def write_safetensors(
     mode = temporary.stat().st_mode
     save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
     temporary.chmod(mode)
+    with temporary.open("rb") as file:
+        os.fsync(file.fileno())
     temporary.replace(path)
 
 

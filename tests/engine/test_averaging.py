@@ -31,19 +31,48 @@ def average(run: Path, first: int, last: int | None, steps: range) -> WeightAver
 def test_mean_over_the_epochs_wanted(tmp_path: Path, first: int, last: int | None, ends: tuple[int, ...]):
     mean = average(tmp_path, first, last, range(1, 13))
     assert [step for step in range(1, 13) if mean.due(step)] == list(ends)
-    path = mean.newest()
+    path = mean.at(12)
     assert path is not None
     expected = torch.stack([weights(step).weight for step in ends]).mean(0)
     torch.testing.assert_close(safetensors.torch.load_file(path)["weight"], expected)
 
 
 def test_going_back_makes_the_same_mean_again(tmp_path: Path):
-    whole = average(tmp_path / "whole", 1, None, range(1, 13)).newest()
+    whole = average(tmp_path / "whole", 1, None, range(1, 13)).at(12)
     average(tmp_path / "again", 1, None, range(1, 11))
-    again = average(tmp_path / "again", 1, None, range(6, 13)).newest()
+    again = average(tmp_path / "again", 1, None, range(6, 13)).at(12)
     assert whole is not None
     assert again is not None
     assert whole.read_bytes() == again.read_bytes()
+
+
+def test_means_of_a_killed_attempt_are_not_taken_for_later_ones(tmp_path: Path):
+    mean = average(tmp_path, 1, None, range(1, 13))
+    at_seven = mean.at(7)
+    assert at_seven is not None
+    assert at_seven.name == "epoch_0003.safetensors"
+    mean.discard_after(7)
+    assert mean.at(12) == at_seven
+    shorter = WeightAverage(AveragingConfig(1, 2), tmp_path, STEPS_PER_EPOCH).at(12)
+    assert shorter is not None
+    assert shorter.name == "epoch_0002.safetensors"
+
+
+def test_a_mean_is_of_the_epochs_that_are_wanted_now(tmp_path: Path):
+    average(tmp_path, 1, None, range(1, 8))
+    with pytest.raises(
+        ValueError, match=r"first_epoch is 2, but the mean in .* begins with epoch 1; set it back, to 4"
+    ):
+        WeightAverage(AveragingConfig(2), tmp_path, STEPS_PER_EPOCH).check(7, 12)
+
+
+def test_a_damaged_mean_is_named(tmp_path: Path):
+    mean = average(tmp_path, 1, None, range(1, 8))
+    (tmp_path / "average" / "epoch_0003.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"epoch_0003\.safetensors is damaged .* set averaging.first_epoch to 4"
+    ):
+        mean.check(7, 12)
 
 
 def test_what_can_not_be_averaged(tmp_path: Path):
@@ -60,7 +89,7 @@ def test_what_can_not_be_averaged(tmp_path: Path):
 
 
 def test_nothing_is_averaged_before_the_first_epoch(tmp_path: Path):
-    assert average(tmp_path, 3, None, range(1, 7)).newest() is None
+    assert average(tmp_path, 3, None, range(1, 7)).at(7) is None
     with pytest.raises(ValueError, match=r"averaging.last_epoch is 2: it comes before averaging.first_epoch"):
         AveragingConfig(3, 2)
     with pytest.raises(ValueError, match="epochs count from 1"):

@@ -106,7 +106,7 @@ def test_resume_in_another_world(runs: Path, name: str):
 
 
 def test_averages_are_those_of_the_uninterrupted_run(runs: Path):
-    files = [sorted((runs / name / "average").glob("*")) for name in ("whole", "resumed")]
+    files = [sorted((runs / name / "average").glob("epoch_*")) for name in ("whole", "resumed")]
     assert files[0][-1].name == files[1][-1].name == "epoch_0003.safetensors"
     weights, again = (safetensors.torch.load_file(found[-1]) for found in files)
     assert all(torch.equal(weights[name], again[name]) for name in weights)

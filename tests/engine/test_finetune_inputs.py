@@ -300,7 +300,7 @@ def test_a_refused_run_changes_nothing_of_the_run_that_is_there(tmp_path: Path, 
 
 def test_nothing_to_evaluate(tmp_path: Path, train: LabelledSet, shards: Path):
     with pytest.raises(ValueError, match="has no checkpoint to evaluate; give one with init"):
-        evaluate_only(config(shards, str(tmp_path)), ALONE, train, tmp_path)
+        evaluate_only(config(shards, str(tmp_path)), "model: small\n", ALONE, train, tmp_path)
     model = AudioVisualClassifier(small_model_config(), 2)
     init = save(model, tmp_path / "two.safetensors")
     with pytest.raises(ValueError, match="head of 2 classes"):

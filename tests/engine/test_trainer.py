@@ -39,6 +39,38 @@ def test_non_finite_steps(tmp_path: Path) -> None:
     assert "after 3 such steps" in first[2]["error"]
     assert first[2]["finite"]
     assert json.loads((tmp_path / "2" / "status.json").read_text())["state"] == "failed"
+    assert "it goes on from step 0" in first[2]["error"]
+    names = sorted(path.name for path in (tmp_path / "2" / "checkpoints").iterdir())
+    assert names == ["step_00000000", "suspect_step_00000004"]
+
+
+def test_bad_steps_far_from_each_other_do_not_add_up(tmp_path: Path) -> None:
+    runs = [
+        {"run": str(tmp_path / str(stretch)), "steps": [0, 2, 4, 6], "stretch": stretch}
+        for stretch in (3, 1000)
+    ]
+    ((near, far),) = run_ranks("support.mishaps:spoilt_runs", 1, runs=runs)
+    assert (near["error"], near["skipped"]) == (None, [0, 2, 4, 6])
+    assert "after 3 such steps" in far["error"]
+
+
+def test_the_advice_after_ruined_weights_helps(tmp_path: Path) -> None:
+    (found,) = run_ranks("support.mishaps:ruined_and_run_again", 1, run=str(tmp_path))
+    assert "Lower optimizer.lr" in found["error"]
+    assert f"goes on from step {found['begun']}" in found["error"]
+    assert found["left"] == [found["begun"]] == [0]
+    assert found["finished"]
+    assert found["skipped"] == []
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_going_back_in_another_world_than_the_checkpoints(tmp_path: Path, zero_stage: int) -> None:
+    run_ranks("support.training:fits", 2, runs=[{"run": str(tmp_path), "steps": 4, "zero_stage": zero_stage}])
+    runs = [{"run": str(tmp_path), "steps": [5], "zero_stage": zero_stage}]
+    ((found,),) = run_ranks("support.mishaps:spoilt_runs", 1, runs=runs)
+    assert found["error"] is None
+    assert found["skipped"] == [5]
+    assert "going back to step 4" in found["said"]
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1])
@@ -60,7 +92,7 @@ def test_unreadable_clips_are_named_and_have_a_budget(tmp_path: Path) -> None:
 def test_what_a_run_writes(tmp_path: Path) -> None:
     assert run_ranks("support.mishaps:evaluated", 1, run=str(tmp_path)) == [{"finished": True}]
     assert json.loads((tmp_path / "status.json").read_text()) == {
-        "state": "finished", "step": 6, "total_steps": 6, "message": ""
+        "state": "running", "phase": "training", "step": 6, "total_steps": 6, "evaluated": 0, "message": ""
     }  # fmt: skip
     assert [c.state.step for c in find_checkpoints(tmp_path)] == [4, 6]
     records = read_metrics(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import time
@@ -148,21 +149,33 @@ def checkpoint_at(run: Path, step: int) -> None:
 
 def test_requeues_as_long_as_there_is_progress(tmp_path):
     again = requeued(job(tmp_path))
-    assert (again.requeues, again.last_step) == (1, -1)
+    assert (again.requeues, again.last_progress) == (1, (-1, 0))
     with pytest.raises(TrainingFailedError, match="no progress"):
         again.checkpoint()
     checkpoint_at(tmp_path, 10)
     (tmp_path / "checkpoints" / ".writing_step_00000020").mkdir()  # not a complete one
     third = requeued(again)
-    assert (third.requeues, third.last_step) == (2, 10)
+    assert (third.requeues, third.last_progress) == (2, (10, 0))
     with pytest.raises(TrainingFailedError, match="was and is of step 10"):
         third.checkpoint()
+
+
+def test_an_evaluation_that_gets_on_is_progress_without_a_checkpoint(tmp_path):
+    checkpoint_at(tmp_path, 10)
+    job_now = job(tmp_path, last_progress=(10, 0))
+    for evaluated in (0, 1):
+        status = {"state": "stopped", "phase": "evaluating", "step": 10, "evaluated": evaluated}
+        (tmp_path / "status.json").write_text(json.dumps(status))
+        job_now = requeued(job_now)
+        assert job_now.last_progress == (10, 1 + evaluated)
+    with pytest.raises(TrainingFailedError, match=r"no progress .* the evaluation at part 2"):
+        job_now.checkpoint()
 
 
 def test_requeues_are_limited(tmp_path):
     checkpoint_at(tmp_path, 10)
     with pytest.raises(TrainingFailedError, match="max_requeues"):
-        job(tmp_path, max_requeues=2, requeues=2, last_step=5).checkpoint()
+        job(tmp_path, max_requeues=2, requeues=2, last_progress=(5, 0)).checkpoint()
 
 
 def test_another_launchers_variables_do_not_reach_workers(tmp_path, monkeypatch):

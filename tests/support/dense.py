@@ -84,7 +84,7 @@ def gradients(zero_stages: list[int]) -> list[dict[str, Any]]:
             parallel = ParallelConfig(global_batch_size=6, zero_stage=stage, precision="fp32")  # type: ignore[arg-type]
             objective = small_objective()
             optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
-            engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+            engine = build_engine(objective, optimizer, parallel, world)
             own = 6 // world.size
             values = engine(clips(own, world.rank * own))
             engine.backward(values["loss"])

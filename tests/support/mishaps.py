@@ -14,11 +14,13 @@ from support.training import make_trainer, micro_batches, small_objective
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import engine.training.trainer as trainer_module
 from datasets.batch import AVBatch, FailureBudget, ReadFailure, TooManyFailuresError
 from engine.objectives.cav_mae import CavMae
 from engine.parallel.deepspeed_engine import ParallelConfig
 from engine.parallel.world import World, distributed
 from engine.training.checkpoint import find_checkpoints, load_weights
+from engine.training.optimizer import OptimizerConfig
 from engine.training.runlog import RunLog, logger
 from engine.training.train_config import TrainConfig
 from engine.training.trainer import Trainer, TrainingError
@@ -49,7 +51,15 @@ def spoilt_runs(runs: list[dict]) -> list[dict]:
         return [_spoilt_run(world, **run) for run in runs]
 
 
-def _spoilt_run(world: World, run: str, steps: list[int], zero_stage: Any, gradient_only: bool) -> dict:
+def _spoilt_run(
+    world: World,
+    run: str,
+    steps: list[int],
+    zero_stage: Any = 0,
+    gradient_only: bool = False,
+    stretch: int = 1000,
+) -> dict:
+    trainer_module.STRETCH = stretch
     parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
     train = TrainConfig(steps=8, log_interval=3, checkpoint_interval=4, keep_checkpoints=9, parallel=parallel)
     base = small_objective()
@@ -68,6 +78,30 @@ def _spoilt_run(world: World, run: str, steps: list[int], zero_stage: Any, gradi
     finite = all(bool(torch.isfinite(value).all()) for state in weights for value in state.values())
     logger.removeHandler(said)
     return {"error": error, "skipped": sorted(trainer.skipped), "said": said.text, "finite": finite}
+
+
+def ruined_and_run_again(run: str) -> dict:
+    """A run whose rate ruins its weights until it gives up, and then as its error advises: with a lower rate."""
+    with distributed() as world:
+        parallel = ParallelConfig(global_batch_size=12, precision="fp32")
+        train = TrainConfig(
+            steps=8, log_interval=1, checkpoint_interval=1, keep_checkpoints=1, parallel=parallel
+        )
+        error = ""
+        try:
+            make_trainer(world, Path(run), train, OptimizerConfig(lr=1e30, weight_decay=0.0)).fit()
+        except TrainingError as problem:
+            error = str(problem)
+        left = [checkpoint.state.step for checkpoint in find_checkpoints(Path(run))]
+        again = make_trainer(world, Path(run), train, OptimizerConfig(lr=1e-3))
+        begun = again.step
+        return {
+            "error": error,
+            "left": left,
+            "begun": begun,
+            "finished": again.fit(),
+            "skipped": sorted(again.skipped),
+        }
 
 
 class _Said(logging.Handler):

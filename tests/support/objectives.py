@@ -128,7 +128,7 @@ def gradients(kinds: list[str]) -> list[dict]:
             objective = tiny_objective(kind)
             parallel = ParallelConfig(global_batch_size=BATCH, precision="fp32")
             optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
-            engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+            engine = build_engine(objective, optimizer, parallel, world)
             share = BATCH // world.size
             values = engine(tiny_batch(objective, list(range(world.rank * share, (world.rank + 1) * share))))
             engine.backward(values["loss"])

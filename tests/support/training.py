@@ -113,7 +113,7 @@ def _gradients(
     )
     objective = small_objective(**settings)
     optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
-    engine = build_engine(objective, optimizer, parallel, world, load_universal=False)
+    engine = build_engine(objective, optimizer, parallel, world)
     batches = micro_batches(world.rank, world.size, parallel, 0, ())
     loss, norm, grads = torch.zeros(()), torch.zeros(()), {}
     for number in range(1, accumulation + 1):
