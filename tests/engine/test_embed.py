@@ -21,7 +21,7 @@ from datasets.batch import AVBatch
 from datasets.decode import decode_audio, decode_frame
 from datasets.loading.reader import all_frames
 from engine.embed.embedder import EarsightEmbedder, Vectors
-from engine.embed.run import embed, load_embedder, main
+from engine.embed.run import EmbedJob, embed, load_embedder, main
 from engine.embed.sources import describe_others, open_source
 from engine.embeddings import main as measure_main
 from engine.embeddings import read_embeddings
@@ -299,3 +299,13 @@ def test_a_file_that_kills_its_decoder_costs_one_clip(tmp_path, embedder, monkey
         '1.wav,"the process that decoded it ended with SIGSEGV, twice'
         in (tmp_path / "s.npz.rejects.csv").read_text()
     )
+
+
+@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut"])
+def test_a_part_that_lost_its_bytes_is_done_again(tmp_path, damage):
+    job = EmbedJob(tmp_path / "vectors.npz", {"model": "m"}, count=5, part_size=2)
+    for part in range(3):
+        job.keep(part, {"id": np.array([f"clip{row}" for row in job.rows(part)])})
+    assert job.left() == []
+    job.path(1).write_bytes(damage)
+    assert job.left() == [1]
