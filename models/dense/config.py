@@ -26,22 +26,18 @@ class TowerConfig:
         frozen: Whether a tower from a folder stays as it is.
         width: D of a small tower.
         depth: Layers of a small tower behind those that halve its input.
-        stage: Which tokens of an Earsight encoder: ``tower``, before the joint blocks; ``joint``, behind them.
     """
 
     source: str | None = None
     frozen: bool = False
     width: int = 128
     depth: int = 2
-    stage: Literal["tower", "joint"] = "joint"
 
     def __post_init__(self) -> None:
         if self.width < 8 or self.width % 8:
             raise ValueError(f"a tower's width is {self.width}; it must be a multiple of 8")
         if self.depth < 0:
             raise ValueError(f"a tower's depth is {self.depth}; it must not be negative")
-        if self.stage not in ("tower", "joint"):
-            raise ValueError(f"a tower's stage is {self.stage!r}; it must be tower or joint")
         if self.frozen and self.source is None:
             raise ValueError(
                 "a tower is frozen and has no source: it would stay random; give its source, or train it"
