@@ -235,7 +235,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     check_encoding(path, LabelFileError)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
-        at_head = True
+        at_head, text = True, None  # the column whose cells may have several lines
         while True:
             line = reader.line_num + 1
             try:
@@ -248,7 +248,9 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
                 return
             at_head = at_head and (not cells or cells[0].startswith("#"))
             if cells and not at_head:
-                if any("\n" in cell for cell in cells):
+                if text is None:
+                    text = cells.index("text") if "text" in cells else -1
+                if any("\n" in cell for place, cell in enumerate(cells) if place != text):
                     raise LabelFileError(
                         f"{path}:{line}: a cell goes on over several lines; is there a quote that is not closed?"
                     )
