@@ -136,12 +136,12 @@ def test_pictures_show_no_heat_where_similarity_is_negative():
     assert {name: x.shape for name, x in pictures.items()} == {"heat": (3, 64, 256)}
 
 
-@pytest.mark.parametrize("name", ["dense_tiny", "dense_hubert_dinov2", "denseav"])
+@pytest.mark.parametrize("name", ["pretrain_dense_tiny", "dense_hubert_dinov2", "denseav"])
 def test_recipes_resolve(name):
     path = Path(__file__).parents[2] / "configs" / f"{name}.yaml"
     config = parse_config(PretrainConfig, "main_pretrain.py", ["--config", str(path)])[0]
     assert isinstance(config.objective, DenseConfig)
-    assert config.model.name == name
+    assert config.model.name == name.removeprefix("pretrain_")
     header = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert all(any(word in line for line in header) for word in ("Source", "Expected result"))
 
