@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -39,6 +40,19 @@ def check_settings(checkpoint: Checkpoint, config_yaml: str) -> list[str]:
             "checkpoint"
         )
     return [_listed(changes, [key]) for key in changes]
+
+
+@contextmanager
+def naming_changes(checkpoint: Checkpoint, config_yaml: str) -> Iterator[None]:
+    """Adds to a `CheckpointError` from within the block which of the model's settings were changed."""
+    try:
+        yield
+    except CheckpointError as error:
+        changes = changed_settings(checkpoint, config_yaml)
+        keys = [key for key in changes if key.startswith("model.")]
+        raise CheckpointError(
+            f"{error}. Changed since: {_listed(changes, keys)}" if keys else str(error)
+        ) from error
 
 
 def check_data(checkpoint: Checkpoint, fingerprint: str, accepted: bool) -> str | None:

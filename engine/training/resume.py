@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.objectives.base import Objective
 from engine.parallel.deepspeed_engine import build_engine, read_universal
 from engine.parallel.world import World
-from engine.training.changes import check_data, check_groups, check_settings
+from engine.training.changes import check_data, check_groups, check_settings, naming_changes
 from engine.training.checkpoint import (
     Checkpoint,
     check_objective,
@@ -55,7 +55,8 @@ def resume(
     members = group_members(optimizer, objective.model)
     said: list[str] = []
     if checkpoint is not None:
-        check_objective(checkpoint, objective)
+        with naming_changes(checkpoint, config_yaml):
+            check_objective(checkpoint, objective)
         said = [
             f"applied, changed since that checkpoint: {line}"
             for line in check_settings(checkpoint, config_yaml)
