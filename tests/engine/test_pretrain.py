@@ -99,7 +99,10 @@ def test_wrong_input_is_named(whole: Path, shards: Path, tmp_path: Path) -> None
             [f"data.train={shards}", "train.parallel.accumulation_steps=3"],
             "global_batch_size 8 does not divide by 3",
         ),
-        ([f"data.train={shards}", f"output_dir={whole}", "model.decoder_depth=2"], "Changed since: model.decoder_depth"),
+        (
+            [f"data.train={shards}", f"output_dir={whole}", "model.decoder_depth=2"],
+            "Changed since: model.decoder_depth",
+        ),
     ]
     kept = (whole / "config.yaml").read_text()
     for words, message in cases:
