@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from datasets.synthetic.words import bits_of, labels_of, utterance
+
 SPLITS = ("train", "val", "test")
 SHAPES = ("disc", "ring", "square", "triangle", "star", "plus", "bars", "hourglass")
+BIT_SHAPES, BIT_TIMBRES = (
+    ("disc", "bars"),
+    ("triangle", "plus"),
+)  # in a world with words: plain or striped, tone or breath
 
 RADIUS = (0.2, 0.38)  # of the picture's side: the smallest covers five 16-pixel patches at 96 pixels
 PITCH_HZ = (1400.0, 220.0)  # of the smallest and the largest object
@@ -29,6 +35,8 @@ class SyntheticConfig:
         size: Height and width of the picture in pixels (even).
         fps: Frames per second.
         difficulty: From 0 to 1: distractors, their colours, noise, background, second sounds.
+        words: Something is said in every clip, and words, timbre and shape are independent of each other; see
+            `datasets.synthetic.words`.
     """
 
     train: int = 1500
@@ -39,6 +47,7 @@ class SyntheticConfig:
     size: int = 128
     fps: int = 10
     difficulty: float = 0.3
+    words: bool = False
 
     def __post_init__(self):
         if not 0 <= self.difficulty <= 1:
@@ -55,12 +64,17 @@ class SyntheticConfig:
         """Frames in each clip."""
         return round(self.seconds * self.fps)
 
+    def settings(self) -> dict[str, Any]:
+        """What is kept in the world's folder: worlds without words are as they were before there were any."""
+        return {name: value for name, value in asdict(self).items() if name != "words" or value}
+
 
 class Thing(NamedTuple):
     """One object of a scene, by what determines its looks and its sound.
 
     Attributes:
         shape: One of SHAPES.
+        timbre: The shape whose timbre it has.
         loudness: 0 for a distractor, 1 for the clip's sounding object, between for a second one.
         radius: In pixels.
         hue: On the colour circle, from 0 to 1 (both red).
@@ -71,6 +85,7 @@ class Thing(NamedTuple):
     """
 
     shape: str
+    timbre: str
     loudness: float
     radius: float
     hue: float
@@ -120,42 +135,60 @@ def make_scene(config: SyntheticConfig, split: str, index: int) -> list[Thing]:
     """The objects of a clip, the sounding one last (it is drawn last, in front)."""
     rng = clip_generator(config, split, index, "scene")
     hard = config.difficulty
-    main = _draw_thing(config, rng, SHAPES[index % len(SHAPES)], loudness=1.0, saturation=0.9)
+    shape, timbre = _kind(config, index)
+    main = _draw_thing(config, rng, shape, timbre, loudness=1.0, saturation=0.9)
     scene = [main]
     if rng.random() < hard - 0.5:
-        others = [shape for shape in SHAPES if shape != main.shape]
-        scene.insert(0, _draw_thing(config, rng, str(rng.choice(others)), loudness=0.5, saturation=0.9))
+        others = SHAPES if config.words else [other for other in SHAPES if other != shape]
+        other = str(rng.choice(others))
+        timbre = str(rng.choice(SHAPES)) if config.words else other
+        scene.insert(0, _draw_thing(config, rng, other, timbre, loudness=0.5, saturation=0.9))
     for _ in range(rng.integers(1, 2 + round(4 * hard))):
-        scene.insert(
-            0, _draw_thing(config, rng, str(rng.choice(SHAPES)), loudness=0.0, saturation=0.9 * hard)
-        )
+        other = str(rng.choice(SHAPES))
+        scene.insert(0, _draw_thing(config, rng, other, other, loudness=0.0, saturation=0.9 * hard))
     return scene
 
 
+def _kind(config: SyntheticConfig, index: int) -> tuple[str, str]:
+    """Shape and timbre of a clip's sounding object."""
+    if not config.words:
+        return SHAPES[index % len(SHAPES)], SHAPES[index % len(SHAPES)]
+    bits = bits_of(index)
+    return BIT_SHAPES[bits.shape], BIT_TIMBRES[bits.timbre]
+
+
 def clip_generator(config: SyntheticConfig, split: str, index: int, purpose: str) -> np.random.Generator:
-    """Random numbers of a clip for one purpose: ``scene``, ``picture`` or ``sound``."""
-    purposes = ("scene", "picture", "sound")
+    """Random numbers of a clip for one purpose: ``scene``, ``picture``, ``sound`` or ``words``."""
+    purposes = ("scene", "picture", "sound", "words")
     return np.random.default_rng([config.seed, SPLITS.index(split), index, purposes.index(purpose)])
 
 
 def _draw_thing(
-    config: SyntheticConfig, rng: np.random.Generator, shape: str, loudness: float, saturation: float
+    config: SyntheticConfig,
+    rng: np.random.Generator,
+    shape: str,
+    timbre: str,
+    loudness: float,
+    saturation: float,
 ) -> Thing:
     radius = config.size * rng.uniform(*RADIUS)
     span = config.size - 2 * radius
     speed = config.size * rng.uniform(0.3, 0.9, 2) * rng.choice([-1, 1], 2)
-    hue = (SHAPES.index(shape) + HUE_SPREAD * rng.uniform(-1, 1)) / len(SHAPES) % 1
-    return Thing(shape, loudness, radius, hue, saturation, rng.uniform(0, 2 * span, 2), speed, span)
+    # The hue is heard as well: where shape and timbre are independent, it tells of neither.
+    center, spread = (0.0, len(SHAPES) / 2) if config.words else (SHAPES.index(shape), HUE_SPREAD)
+    hue = (center + spread * rng.uniform(-1, 1)) / len(SHAPES) % 1
+    return Thing(shape, timbre, loudness, radius, hue, saturation, rng.uniform(0, 2 * span, 2), speed, span)
 
 
 def describe(config: SyntheticConfig, split: str, index: int) -> dict:
     """The ground truth of a clip, as it goes into ``truth-SPLIT.jsonl``."""
     scene = make_scene(config, split, index)
     times = np.arange(config.num_frames) / config.fps
+    said = {"labels": labels_of(index), "text": " ".join(words_of(config, split, index))}
     return {
         "id": f"{split}-{index:06d}",
-        "path": clip_path(split, index),
-        "label": scene[-1].shape,
+        "path": clip_path(config, split, index),
+        **(said if config.words else {"label": scene[-1].shape}),
         "fps": config.fps,
         "objects": [_describe_thing(thing, times, config) for thing in reversed(scene)],
     }
@@ -171,6 +204,7 @@ def _describe_thing(thing: Thing, times: np.ndarray, config: SyntheticConfig) ->
     }
     return {
         "shape": thing.shape,
+        **({"timbre": thing.timbre} if config.words else {}),
         "loudness": thing.loudness,
         "radius": round(thing.radius, 2),
         "hue": round(thing.hue, 4),
@@ -179,6 +213,12 @@ def _describe_thing(thing: Thing, times: np.ndarray, config: SyntheticConfig) ->
     }
 
 
-def clip_path(split: str, index: int) -> str:
-    """Where a clip lies in the world's folder: SPLIT/CLASS/ID.mp4."""
-    return f"{split}/{SHAPES[index % len(SHAPES)]}/{split}-{index:06d}.mp4"
+def words_of(config: SyntheticConfig, split: str, index: int) -> list[str]:
+    """What is said in a clip of a world with words, in two parts."""
+    return utterance(bits_of(index), clip_generator(config, split, index, "words"))
+
+
+def clip_path(config: SyntheticConfig, split: str, index: int) -> str:
+    """Where a clip lies in the world's folder: SPLIT/SHAPE/ID.mp4, in a world with words SPLIT/ID.mp4."""
+    folder = split if config.words else f"{split}/{SHAPES[index % len(SHAPES)]}"
+    return f"{folder}/{split}-{index:06d}.mp4"

@@ -22,7 +22,7 @@ def render_sound(config: SyntheticConfig, split: str, index: int) -> np.ndarray:
         if thing.loudness:
             envelope = np.interp(times, coarse, thing.envelope(coarse, config.seconds))
             hiss = _noise_band(rng, num_samples, thing.hiss_hz, 0.06 * thing.hiss_hz)
-            sound += envelope * (_tone(thing.shape, thing.pitch_hz, times, rng) + 0.35 * hiss)
+            sound += envelope * (_tone(thing.timbre, thing.pitch_hz, times, rng) + 0.35 * hiss)
     loudness = np.sqrt(np.mean(sound**2))
     noise_db = -30 + 26 * config.difficulty + rng.uniform(-3, 3)
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
@@ -33,11 +33,11 @@ def render_sound(config: SyntheticConfig, split: str, index: int) -> np.ndarray:
     return (0.9 * gain * sound / np.abs(sound).max()).astype(np.float32)
 
 
-def _tone(shape: str, pitch: float, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """(S,) the steady tone of a shape at a pitch in Hz, of mean square about 1."""
+def _tone(timbre: str, pitch: float, times: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(S,) the steady tone of a timbre at a pitch in Hz, of mean square about 1."""
     phase = 2 * np.pi * (pitch * times + rng.random())
     slow = times + rng.random()
-    match shape:
+    match timbre:
         case "disc":  # nearly pure
             return _harmonics(phase, pitch, [1.0, 0.1])
         case "ring":  # a bell: partials that are no harmonics
@@ -56,7 +56,7 @@ def _tone(shape: str, pitch: float, times: np.ndarray, rng: np.random.Generator)
         case "hourglass":  # wailing up and down
             sweep = 0.25 * pitch / 2.5 * np.sin(2 * np.pi * 2.5 * slow)  # the pitch changes by a quarter
             return _harmonics(phase + sweep, pitch, [1.0, 0.4, 0.2])
-    raise AssertionError(f"no such shape: {shape}")
+    raise AssertionError(f"no such timbre: {timbre}")
 
 
 def _harmonics(phase: np.ndarray, pitch: float, amplitudes: Sequence[float]) -> np.ndarray:

@@ -20,9 +20,13 @@ so that most of a picture can be removed and the object still known.
 One setting, ``difficulty``, goes from 0 (one grey distractor, hardly any noise) to 1 (five distractors as colourful as
 the sounding object, noise nearly as loud as it, a busy background, often a second sound).
 
+With ``words`` something is said in each clip, in subtitles beside it, and words, timbre and shape carry a bit each that
+the two others do not tell: what fusion is worth can be proved there (`datasets.synthetic.words`).
+
 Each clip is a pure function of the world's settings, its split and its index. Beside the clips lie
-``labels.csv`` (path, label, split) and ``truth-SPLIT.jsonl``: per clip all objects, the sounding one first,
-with shape, radius, hue, pitch, onset times and a box for each frame.
+``labels.csv`` (path, label, split; with words also the text, and a label for each task) and
+``truth-SPLIT.jsonl``: per clip all objects, the sounding one first, with shape, radius, hue, pitch, onset times
+and a box for each frame.
 
     python -m datasets.synthetic OUT --train 1500 --val 250 --test 250
 """
@@ -33,7 +37,6 @@ import argparse
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from fractions import Fraction
 from functools import partial
 from multiprocessing import get_context
@@ -44,8 +47,9 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets.synthetic.picture import render_frames
-from datasets.synthetic.scene import SHAPES, SPLITS, SyntheticConfig, clip_path, describe
+from datasets.synthetic.scene import SHAPES, SPLITS, SyntheticConfig, clip_path, describe, words_of
 from datasets.synthetic.sound import SAMPLE_RATE, render_sound
+from datasets.synthetic.words import TASKS, labels_of, subtitles
 from home_paths import command_line
 
 
@@ -78,7 +82,9 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> N
 
 
 def _make_clip(out: Path, config: SyntheticConfig, clip: tuple[str, int]) -> None:
-    path = out / clip_path(*clip)
+    path = out / clip_path(config, *clip)
+    if config.words:
+        _write_text(path.with_suffix(".srt"), subtitles(words_of(config, *clip), config.seconds))
     if not path.exists():
         write_clip(path, render_frames(config, *clip), config.fps, render_sound(config, *clip))
 
@@ -97,7 +103,7 @@ def generate(out: Path, config: SyntheticConfig, num_workers: int = 1) -> None:
     clips = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, config)
-    for folder in {(out / clip_path(*clip)).parent for clip in clips}:
+    for folder in {(out / clip_path(config, *clip)).parent for clip in clips}:
         folder.mkdir(parents=True, exist_ok=True)
     for leftover in out.rglob("*.part"):
         leftover.unlink()
@@ -107,16 +113,26 @@ def generate(out: Path, config: SyntheticConfig, num_workers: int = 1) -> None:
     for split in SPLITS:
         truth = (json.dumps(describe(config, *clip)) + "\n" for clip in clips if clip[0] == split)
         _write_text(out / f"truth-{split}.jsonl", "".join(truth))
-    rows = [(clip_path(*clip), SHAPES[clip[1] % len(SHAPES)], clip[0]) for clip in clips]
-    _write_text(
-        out / "labels.csv", "".join(f"{','.join(row)}\n" for row in [("path", "label", "split"), *rows])
-    )
+    rows = [_header(config), *(_label_row(config, *clip) for clip in clips)]
+    _write_text(out / "labels.csv", "".join(f"{','.join(row)}\n" for row in rows))
+
+
+def _header(config: SyntheticConfig) -> list[str]:
+    named = ["text", *(f"label.{task}" for task in TASKS)] if config.words else ["label"]
+    return ["path", *named, "split"]
+
+
+def _label_row(config: SyntheticConfig, split: str, index: int) -> list[str]:
+    named = [SHAPES[index % len(SHAPES)]]
+    if config.words:
+        named = [" ".join(words_of(config, split, index)), *labels_of(index).values()]
+    return [clip_path(config, split, index), *named, split]
 
 
 def _claim(out: Path, config: SyntheticConfig) -> None:
     """Leaves the settings in the folder, or finds the same ones there."""
     note = out / "world.json"
-    settings = asdict(config)
+    settings = config.settings()
     if note.exists() and (found := json.loads(note.read_text())) != settings:
         other = ", ".join(k for k in settings if found.get(k) != settings[k])
         raise ValueError(
@@ -145,8 +161,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m datasets.synthetic", description="Generates labelled clips."
     )
     parser.add_argument("out", type=Path, help="folder to write")
-    for name, default in asdict(SyntheticConfig()).items():
+    for name, default in SyntheticConfig().settings().items():
         parser.add_argument(f"--{name}", type=type(default), default=default, help=f"default: {default}")
+    parser.add_argument(
+        "--words", action="store_true", help="words, timbre and shape are independent; see docs/finetune.md"
+    )
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     options = vars(parser.parse_args(command_line(arguments)))
     out, num_workers = options.pop("out"), options.pop("workers")

@@ -66,7 +66,7 @@ def read_clips(folder: Path, split: str, image_size: int, limit: int | None = No
     waveforms, frames, truth, loudness = [], [], [], []
     for index in tqdm(range(count), desc="reading", unit="clip", disable=None):
         settings = MediaSettings(num_frames=1, shorter_side=max(world.size, 1))
-        clip = read_media(folder / clip_path(split, index), settings=settings)
+        clip = read_media(folder / clip_path(world, split, index), settings=settings)
         waveforms.append(torch.from_numpy(clip.waveform))
         frames.append(resize_and_crop(torch.from_numpy(clip.frames[0]).permute(2, 0, 1), image_size))
         masks = object_masks(world, split, index)
