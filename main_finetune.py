@@ -20,6 +20,6 @@ if __name__ == "__main__":
     check_datasets()
     from engine.cli import run_program
     from engine.tasks.finetune import finetune
-    from engine.tasks.finetune_config import FinetuneConfig
+    from engine.tasks.finetune_config import LabelledConfig
 
-    sys.exit(run_program("main_finetune.py", FinetuneConfig, finetune))
+    sys.exit(run_program("main_finetune.py", LabelledConfig, finetune))

@@ -10,11 +10,11 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, make_dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -32,10 +32,11 @@ from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
 from strict_yaml import check_files, contradictions, use_strict_yaml
 
-T = TypeVar("T")
+T = TypeVar("T", bound="RunConfig")
 
 _DEFAULT_KIND = "cav_mae"
-_DEFAULT_MODEL = "cav_mae_base"
+#: The model where none is named.
+DEFAULT_MODEL = "cav_mae_base"
 ALLOW_COMMANDS = "--allow_commands_in_files"
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
 
@@ -63,7 +64,7 @@ class RunConfig:
     seed: int = 0
     init: str | None = None
     init_allow: tuple[str, ...] = ()
-    model: ModelConfig = field(default_factory=partial(create_config, _DEFAULT_MODEL))
+    model: ModelConfig = field(default_factory=partial(create_config, DEFAULT_MODEL))
     fbank: FbankConfig = field(default_factory=FbankConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -78,6 +79,18 @@ class RunConfig:
     def status_folder(self) -> Path:
         """Where the program says how it stands."""
         return Path(self.output_dir)
+
+    @classmethod
+    def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
+        """This class with the keys that belong to what was chosen.
+
+        Args:
+            chosen: What a command line says of ``objective.kind`` and ``model.name``, where it does.
+
+        Raises:
+            ValueError: There is no such objective or model.
+        """
+        return with_types(cls, model=chosen.get("model.name", DEFAULT_MODEL))
 
     def __post_init__(self) -> None:
         fbank, model = self.fbank, self.model
@@ -104,6 +117,12 @@ class PretrainConfig(RunConfig):
     output_dir: str = "runs/pretrain"
     objective: ObjectiveConfig = field(default_factory=lambda: objective_kind(_DEFAULT_KIND).config())
 
+    @classmethod
+    def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
+        """See `RunConfig.narrowed`."""
+        objective = objective_kind(chosen.get("objective.kind", _DEFAULT_KIND))
+        return with_types(cls, chosen.get("model.name", objective.default_model), objective.config)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         objective_kind(self.objective.kind).check_model(self.model)
@@ -126,7 +145,7 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     words = [f"--{word}" if _OVERRIDE.match(word) else word for word in given if word != ALLOW_COMMANDS]
     allowed_commands = ALLOW_COMMANDS in given
     try:
-        kind = _with_kinds(kind, words)
+        narrowed = kind.narrowed(_chosen(words))
     except ValueError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         raise SystemExit(2) from error
@@ -136,7 +155,7 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     parser.add_argument(
         ALLOW_COMMANDS, action="store_true", help="run pipe: commands that a config file names"
     )
-    parser.add_class_arguments(kind, fail_untyped=True, sub_configs=False)
+    parser.add_class_arguments(narrowed, fail_untyped=True, sub_configs=False)
     for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):
         parser.link_arguments(f"model.{source}", f"fbank.{target}")
     try:
@@ -156,7 +175,7 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     for own in ("config", ALLOW_COMMANDS.removeprefix("--")):
         parsed.pop(own, None)
     try:
-        return kind(**vars(parser.instantiate(parsed))), text
+        return cast(T, narrowed(**vars(parser.instantiate(parsed)))), text
     except ValueError as error:
         parser.error(str(error))
 
@@ -177,20 +196,17 @@ def _typed(value: str, words: Sequence[str]) -> bool:
     return any(word == value or word.endswith(f"={value}") for word in words)
 
 
-def _with_kinds(kind: type[T], words: Sequence[str]) -> type[T]:
-    """The config class whose ``objective`` and ``model`` have the keys of the kinds that a command line chooses."""
-    chosen = _chosen(words)
-    if not issubclass(kind, PretrainConfig):
-        return _narrowed(kind, None, chosen.get("model.name", _DEFAULT_MODEL))
-    objective = objective_kind(chosen.get("objective.kind", _DEFAULT_KIND))
-    return _narrowed(kind, objective.config, chosen.get("model.name", objective.default_model))
-
-
 @cache
-def _narrowed(kind: type[T], objective: type[ObjectiveConfig] | None, model_name: str) -> type[T]:
-    """``kind`` with the fields ``objective`` and ``model`` of these very types; the same class for the same types."""
-    model = family_of(model_name).config
-    parts: list[Any] = [("model", model, field(default_factory=partial(model, name=model_name)))]
+def with_types(kind: type[T], model: str, objective: type[ObjectiveConfig] | None = None) -> type[T]:
+    """A run's config whose ``model`` and ``objective`` have these very types; the same class for the same types.
+
+    Args:
+        kind: The class.
+        model: The preset, of whose family the config is.
+        objective: Its settings; None leaves them as they are.
+    """
+    config = family_of(model).config
+    parts: list[Any] = [("model", config, field(default_factory=partial(config, name=model)))]
     if objective is not None:
         parts.append(("objective", objective, field(default_factory=objective)))
     names = {"__doc__": kind.__doc__, "__module__": kind.__module__}

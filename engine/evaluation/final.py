@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
 from datasets.loading.loader import evaluation_loader
+from engine.evaluation.evaluation import Evaluation
 from engine.evaluation.features import Features, embed_set, encoder_vectors
-from engine.evaluation.files import read_report, summary_lines, write_report
+from engine.evaluation.files import summary_lines, write_report
 from engine.evaluation.pictures import confusion_picture, error_sheet, per_class_bars, retrieval_sheet
 from engine.evaluation.predictions import Predictions, predict
 from engine.evaluation.probes import probe_features
@@ -28,59 +25,19 @@ from engine.evaluation.scores import (
     summary_scores,
 )
 from engine.objectives.classification import Classification
-from engine.parallel.world import World
 from engine.tasks.finetune_config import FinetuneConfig
-from engine.tasks.labelled_sets import LabelledSet, held_out_loader, open_labelled
+from engine.tasks.labelled_sets import held_out_loader, open_labelled
 from engine.training.runlog import RunLog, logger
-from engine.training.stop import until_stopped
 
 #: Clips in the pictures of errors and of retrieval.
 _PICTURED = 6
 
 
-class FinalEvaluation:
-    """Evaluates weights on ``config.evaluation_shards`` and writes ``RUN/evaluation/NAME/``.
-
-    Args:
-        config: The run.
-        train: The training set, whose vocabulary holds.
-        world: The processes.
-        run: The run's folder.
-        step: Steps taken, for TensorBoard.
-        config_yaml: The resolved config: an evaluation of the same step with the same config is not done again.
-    """
-
-    def __init__(
-        self, config: FinetuneConfig, train: LabelledSet, world: World, run: Path, step: int, config_yaml: str
-    ) -> None:
-        assert config.evaluation_shards is not None
-        self._identity = {"step": step, "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest()}
-        self.config, self.train, self.world, self.run, self.step = config, train, world, run, step
-        self.shards = config.evaluation_shards
-        self.bf16 = config.train.parallel.uses_bf16(world.device)
-
-    def is_done(self, name: str) -> bool:
-        """Whether an earlier attempt has finished this very evaluation; every rank calls it and gets the same."""
-        done = False
-        if self.world.is_main:
-            report = read_report(self.run / "evaluation" / name)
-            done = report is not None and report.get("of") == self._identity
-        return bool(self.world.broadcast_object(done))
+class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
+    """Evaluates a classifier; see `Evaluation`."""
 
     def __call__(self, objective: Classification, name: str, *, classify: bool = True) -> dict[str, Any]:
-        """Every rank calls it.
-
-        Args:
-            objective: With the weights to evaluate.
-            name: For the files: which weights these are.
-            classify: Whether the head is trained; without it only frozen features are measured.
-
-        Returns:
-            What ``metrics.json`` holds; on other ranks than the main one an empty mapping.
-
-        Raises:
-            StoppedError: A signal has come; nothing is written.
-        """
+        """See `Evaluation`."""
         objective.eval()
         settings = self.config.evaluation
         predictions = self._predict(objective) if classify else None
@@ -110,11 +67,6 @@ class FinalEvaluation:
             self.config.data,
             bf16=self.bf16,
             missing=settings.missing_modality,
-        )
-
-    def _until_stopped(self, batches: Iterable[AVBatch]) -> Iterator[AVBatch]:
-        return until_stopped(
-            batches, self.world, "in the evaluation, which begins again where this part began"
         )
 
     def _features(self, objective: Classification) -> tuple[Features, Features] | None:

@@ -111,7 +111,7 @@ def batch_scores(objective: Classification, batch: AVBatch, missing: bool) -> di
     if fbank is not None and (not both or missing):
         scores["audio"] = score(fbank, None)
     looks: dict[str, Tensor | None] = {}
-    if both:
+    if both and views and fbank is not None:
         looks["audio_visual"] = fbank
     if views and (not both or missing):
         looks["visual"] = None

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from datasets.batch import AVBatch
 from datasets.loading.sampling import MixedBatch
-from engine.objectives.base import LrGroup, Objective, detached
+from engine.objectives.base import LrGroup, Objective, ObjectiveConfig, detached
 from models import (
     AudioFrontEnd,
     AudioVisualClassifier,
@@ -44,10 +44,11 @@ class LossName(StrEnum):
 
 
 @dataclass(frozen=True)
-class ClassificationConfig:
+class ClassificationConfig(ObjectiveConfig):
     """What is trained, on what loss, with what augmentation.
 
     Attributes:
+        kind: ``classification``.
         modalities: What the model sees in training.
         loss: BCE for sets with several labels a clip, cross-entropy for one label.
         pool_separate: With both modalities, pool the streams of each alone together with the joint one.
@@ -60,6 +61,7 @@ class ClassificationConfig:
         noise_and_roll: Noise and a roll in time on the spectrogram, as in pretraining.
     """
 
+    kind: str = "classification"
     modalities: Modalities = Modalities.audio_visual
     loss: LossName = LossName.bce
     pool_separate: bool = False
@@ -72,6 +74,8 @@ class ClassificationConfig:
     noise_and_roll: bool = False
 
     def __post_init__(self) -> None:
+        if self.kind != "classification":
+            raise ValueError(f"objective.kind is {self.kind!r}: these settings are those of classification")
         if self.head_lr_ratio <= 0:
             raise ValueError(f"objective.head_lr_ratio is {self.head_lr_ratio}: it must be above 0")
         if not 0 < self.layer_decay <= 1:
@@ -126,7 +130,7 @@ class Classification(Objective[AudioVisualClassifier]):
         self, model: AudioVisualClassifier, fbank: FbankConfig, config: ClassificationConfig
     ) -> None:
         super().__init__()
-        self.kind = "classification"
+        self.kind = config.kind
         self.model = model
         self.config = config
         self.audio_front_end = AudioFrontEnd(fbank)

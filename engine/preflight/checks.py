@@ -20,18 +20,15 @@ from datasets.loading.loader import DataConfig, open_store
 from datasets.shards.tar import ShardError
 from engine.config import PretrainConfig, RunConfig, parse_config
 from engine.objectives.base import Objective
-from engine.objectives.classification import Classification
 from engine.objectives.registry import build_objective
 from engine.preflight.estimates import state_bytes
-from engine.tasks.finetune_config import FinetuneConfig
+from engine.tasks.finetune import labelled_task
+from engine.tasks.finetune_config import LabelledConfig
 from engine.training.train_config import TrainConfig
 from home_paths import command_line
-from models import AudioVisualClassifier, Workload, build_model, parameter_count
+from models import Workload, build_model, parameter_count
 
 _GB = 1e9
-
-#: Of AudioSet.
-_CLASSES = 527
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,9 @@ def planned_pretraining(config: PretrainConfig) -> PlannedRun:
     return _planned(config, objective)
 
 
-def planned_finetuning(config: FinetuneConfig) -> PlannedRun:
-    """What a fine-tuning run will need; the head, a thousandth of the model, is counted for AudioSet's classes."""
-    with FakeTensorMode():
-        separate = config.objective.pool_separate
-        classifier = AudioVisualClassifier(config.model, _CLASSES, pool_separate=separate)
-        objective = Classification(classifier, config.fbank, config.objective)
-    return _planned(config, objective)
+def planned_finetuning(config: LabelledConfig) -> PlannedRun:
+    """What a fine-tuning run will need."""
+    return _planned(config, labelled_task(config).sketch())
 
 
 def _planned(config: RunConfig, objective: Objective[Any]) -> PlannedRun:
@@ -244,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if script == "main_pretrain.py":
         run = planned_pretraining(parse_config(PretrainConfig, script, rest)[0])
     elif script == "main_finetune.py":
-        run = planned_finetuning(parse_config(FinetuneConfig, script, rest)[0])
+        run = planned_finetuning(parse_config(LabelledConfig, script, rest)[0])
     else:
         parser.error("after '--' comes main_pretrain.py or main_finetune.py with its arguments")
     cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)

@@ -1,4 +1,4 @@
-"""A fine-tuning run from its config: encoders, head, trainer, and the evaluation at its end."""
+"""A run on labelled clips from its config: training, the evaluation at its end, and its trained model for others."""
 
 from __future__ import annotations
 
@@ -6,44 +6,39 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-
-import torch
-from torch import nn
+from typing import Any
 
 from datasets.atomic import write_atomically
 from datasets.loading.joined import training_order
-from engine.config import save_config
-from engine.evaluation.final import FinalEvaluation
-from engine.evaluation.predictions import predict
-from engine.evaluation.scores import summary_scores
+from engine.config import parse_config, save_config
 from engine.objectives.base import Objective
-from engine.objectives.classification import Classification
 from engine.parallel.world import World
 from engine.signals import STOP
+from engine.tasks.classifier_task import ClassifierTask
 from engine.tasks.clips import fingerprint, training_clips
-from engine.tasks.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
-from engine.tasks.finetune_config import FinetuneConfig
-from engine.tasks.labelled_sets import (
-    LabelledSet,
-    check_held_out,
-    check_training_labels,
-    clip_needs,
-    held_out_loader,
-    open_training_sets,
-)
-from engine.tasks.probe_head import fit_head
+from engine.tasks.finetune_config import LabelledConfig
+from engine.tasks.labelled_sets import LabelledSet, check_held_out, open_training_sets
+from engine.tasks.labelled_task import LabelledTask
+from engine.tasks.predictor import Predictor
 from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
 from engine.training.peak_flops import measured_peak_flops
-from engine.training.runlog import RunLog, logger
+from engine.training.runlog import logger
 from engine.training.status import update_status
 from engine.training.stop import StoppedError, stop_if_requested
 from engine.training.trainer import Trainer, TrainingData
 from engine.training.weight_average import WeightAverage
-from models import AudioVisualClassifier, parameter_count
 from models.weights.classes import CLASSES, kept_classes
 
+#: By ``objective.kind``.
+TASKS: dict[str, type[LabelledTask[Any, Any]]] = {"classification": ClassifierTask}
 
-def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
+
+def labelled_task(config: LabelledConfig) -> LabelledTask[Any, Any]:
+    """What is special about a run of this kind."""
+    return TASKS[config.objective.kind](config)
+
+
+def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
     """Runs fine-tuning, or the rest of it, and evaluates; with ``eval_only`` only the latter.
 
     Args:
@@ -57,7 +52,7 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
     Raises:
         ValueError: Labels, classes or weights do not fit.
     """
-    run = Path(config.output_dir)
+    run, task = Path(config.output_dir), labelled_task(config)
     sets = open_training_sets(config)
     train = sets[0]
     check_held_out(config, train)
@@ -66,17 +61,18 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
         if world.is_main:
             save_config(run / "evaluation", config_yaml)
         return True
-    check_training_labels(config, sets)
+    task.check_labels(sets)
     check_classes(run, train)
-    objective = build_classification(config, train)
-    if config.fit_head and not find_checkpoints(run):
-        fit_head(config, objective.to(world.device), train, world)
-    trainer = build_trainer(config, config_yaml, world, sets, objective)
+    objective = task.build(train)
+    if not find_checkpoints(run):
+        task.begin(objective, train, world)
+    trainer = build_trainer(task, config_yaml, world, sets, objective)
     # Not before the run is known to be this one's: another's files stay as they are.
     if world.is_main:
         keep_classes(run, train)
+        task.keep(objective)
         save_config(run, config_yaml)
-        log_plan(config, world, objective, trainer, run)
+        log_plan(task, world, objective, trainer)
     world.barrier()
     if not trainer.fit():
         return False
@@ -87,7 +83,7 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
             {"last": None, "averaged": mean} if world.broadcast_object(mean is not None) else {"last": None}
         )
         try:
-            evaluate_at_end(config, config_yaml, world, train, objective, parts, trainer.total_steps)
+            evaluate_at_end(task, config_yaml, world, train, objective, parts, trainer.total_steps)
         except StoppedError as stopped:
             logger.info("%s; run the same command again to go on", stopped)
             return False
@@ -95,19 +91,19 @@ def finetune(config: FinetuneConfig, config_yaml: str, world: World) -> bool:
 
 
 def evaluate_at_end(
-    config: FinetuneConfig,
+    task: LabelledTask[Any, Any],
     config_yaml: str,
     world: World,
     train: LabelledSet,
-    objective: Classification,
+    objective: Objective[Any],
     parts: Mapping[str, Path | None],
     step: int,
 ) -> None:
     """Evaluates the weights at the end and their mean, unless an earlier attempt has done so.
 
     Args:
-        config: The run.
-        config_yaml: The same as YAML.
+        task: The run's.
+        config_yaml: Its config as YAML.
         world: The processes; every rank calls this.
         train: The training set.
         objective: With the weights at the end.
@@ -117,8 +113,8 @@ def evaluate_at_end(
     Raises:
         StoppedError: A signal has come. What is done is kept.
     """
-    run = Path(config.output_dir)
-    final = FinalEvaluation(config, train, world, run, step, config_yaml)
+    run = task.run
+    final = task.final(objective, train, world, step, config_yaml)
     for done, (name, weights) in enumerate(parts.items()):
         if world.is_main:
             update_status(run, state="evaluating", phase="evaluating", evaluated=done)
@@ -133,30 +129,31 @@ def evaluate_at_end(
 
 
 def build_trainer(
-    config: FinetuneConfig,
+    task: LabelledTask[Any, Any],
     config_yaml: str,
     world: World,
     sets: Sequence[LabelledSet],
-    objective: Classification,
+    objective: Objective[Any],
 ) -> Trainer:
     """The trainer, at the newest checkpoint of the run.
 
     Raises:
         ValueError: ``config.averaging`` asks for what this run can't give.
     """
+    config = task.config
     parallel = config.train.parallel
     tables, weights = [train.table for train in sets], [part.weight for part in config.data.train_sets]
     order = training_order(tables, weights, config.sampling, config.seed, config.data.shuffle_window)
     places = len(order)
     average = weight_average(config, places)
-    loader = partial(training_clips, config, world, clip_needs(config), sampling=config.sampling)
+    loader = partial(training_clips, config, world, task.needs(objective), sampling=config.sampling)
     return Trainer(
         objective,
         config,
         TrainingData(places, loader, config.data.max_bad_fraction, fingerprint(config.data)),
         world,
         config_yaml,
-        evaluate=HeldOutScores(config, sets[0], world)
+        evaluate=task.held_out(objective, sets[0], world)
         if config.data.val and config.train.evaluates
         else None,
         hooks=() if average is None else (average,),
@@ -164,7 +161,7 @@ def build_trainer(
     )
 
 
-def weight_average(config: FinetuneConfig, places: int) -> WeightAverage | None:
+def weight_average(config: LabelledConfig, places: int) -> WeightAverage | None:
     """What keeps the mean of the weights, for ``places`` clips an epoch; None where there is to be none."""
     if config.averaging.first_epoch is None:
         return None
@@ -172,30 +169,8 @@ def weight_average(config: FinetuneConfig, places: int) -> WeightAverage | None:
     return WeightAverage(config.averaging, Path(config.output_dir), steps_per_epoch)
 
 
-def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
-    """The objective with its initial weights: encoders (and head) of ``config.init``, the rest from the seed.
-
-    A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
-
-    Raises:
-        WeightsError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
-    """
-    torch.manual_seed(config.seed)
-    model = AudioVisualClassifier(
-        config.model, len(train.classes), pool_separate=config.objective.pool_separate
-    )
-    if not find_checkpoints(Path(config.output_dir)):
-        if config.init is None:
-            logger.info("no init: the encoders are randomly initialised")
-        elif config.init_head:
-            load_classifier_weights(config.init, model, config.fbank, train.classes, config.init_allow)
-        else:
-            load_encoder_weights(config.init, model.encoder, config.fbank, config.init_allow)
-    return Classification(model, config.fbank, config.objective)
-
-
 def evaluate_only(
-    config: FinetuneConfig, config_yaml: str, world: World, train: LabelledSet, run: Path
+    config: LabelledConfig, config_yaml: str, world: World, train: LabelledSet, run: Path
 ) -> None:
     """Evaluates the run's own newest and averaged weights, or ``config.init`` where the run has none.
 
@@ -203,35 +178,53 @@ def evaluate_only(
         CheckpointError: There are no weights.
         WeightsError: They do not fit.
     """
+    task = labelled_task(config)
     checkpoints = find_checkpoints(run)
     step = checkpoints[-1].state.step if checkpoints else 0
     STOP.started()
     sources = _weights_of(config, run, checkpoints)
-    if sources:
+    own = bool(sources)
+    if own:
         check_classes(run, train)
     elif config.init is not None:
         sources = {"init": config.init}
     else:
         raise CheckpointError(f"{run} has no checkpoint to evaluate; give one with init")
     for name, source in sources.items():
-        model = AudioVisualClassifier(
-            config.model, len(train.classes), pool_separate=config.objective.pool_separate
-        )
-        classify, allow = has_head(source), config.init_allow if name == "init" else ()
-        if classify:
-            load_classifier_weights(source, model, config.fbank, train.classes, allow)
-        else:
-            logger.info("%s has no head: only its frozen features are measured", source)
-            load_encoder_weights(source, model.encoder, config.fbank, allow)
-        objective = Classification(model, config.fbank, config.objective).to(world.device)
-        FinalEvaluation(config, train, world, run, step, config_yaml)(objective, name, classify=classify)
+        objective, classify = task.trained(source, own, train)
+        objective = objective.to(world.device)
+        task.final(objective, train, world, step, config_yaml)(objective, name, classify=classify)
 
 
-def _weights_of(config: FinetuneConfig, run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
+def _weights_of(config: LabelledConfig, run: Path, checkpoints: list[Checkpoint]) -> dict[str, str]:
     found = {"last": str(checkpoints[-1].path)} if checkpoints else {}
     means = sorted((run / "average").glob("epoch_*.safetensors"))
     averages = config.averaging.first_epoch is not None
     return found | ({"averaged": str(means[-1])} if means and averages else {})
+
+
+def open_predictor(source: Path) -> Predictor:
+    """The trained model of a run on labelled clips, whatever its kind; needs nothing but the run's folder.
+
+    Args:
+        source: The run, whose newest checkpoint is taken, or a checkpoint or file of weights within it.
+
+    Returns:
+        On the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: There are no weights, or the run was not trained on labels.
+    """
+    run = next((path for path in (source, *source.parents) if kept_classes(path) is not None), None)
+    classes = None if run is None else kept_classes(run)
+    if run is None or classes is None:
+        raise ValueError(
+            f"{source} is no run of main_finetune.py and in none: it has no {CLASSES}. Only what was trained on labels "
+            "can predict them"
+        )
+    words = ["--config", str(run / "config.yaml"), f"--output_dir={run}", "--eval_only=false"]
+    config, _ = parse_config(LabelledConfig, str(run), [*words, "--allow_commands_in_files"])
+    return labelled_task(config).predictor(source, classes).eval()
 
 
 def keep_classes(run: Path, train: LabelledSet) -> None:
@@ -249,55 +242,11 @@ def check_classes(run: Path, train: LabelledSet) -> None:
         )
 
 
-def log_plan(
-    config: FinetuneConfig, world: World, objective: Classification, trainer: Trainer, run: Path
-) -> None:
+def log_plan(task: LabelledTask[Any, Any], world: World, objective: Objective[Any], trainer: Trainer) -> None:
     """Tells the log what is trained on what."""
-    model = objective.model
-    everything, trained = parameter_count(model, trainable_only=False), parameter_count(model)
-    logger.info(
-        "%s on %s, %d classes; %s of %s weights are trained; frozen or not in use: %s",
-        config.model.name, config.objective.modalities, model.head.out_features,
-        f"{trained:,}", f"{everything:,}", ", ".join(frozen_parts(model)) or "none",
-    )  # fmt: skip
+    logger.info("%s", task.summary(objective))
     logger.info(
         "%d clips an epoch, %d steps of %d; %d process(es) on %s; run %s",
-        trainer.data.num_clips, trainer.total_steps, config.train.parallel.global_batch_size,
-        world.size, world.device.type, run,
+        trainer.data.num_clips, trainer.total_steps, task.config.train.parallel.global_batch_size,
+        world.size, world.device.type, task.run,
     )  # fmt: skip
-
-
-def frozen_parts(model: nn.Module) -> list[str]:
-    """The parts of ``model`` that get no gradient, such as ``encoder.norm.audio``, each the largest that is whole."""
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        return [""]
-    found = [name for name, parameter in model.named_parameters(recurse=False) if not parameter.requires_grad]
-    for name, part in model.named_children():
-        if next(part.parameters(), None) is not None:
-            found += [f"{name}.{inner}".rstrip(".") for inner in frozen_parts(part)]
-    return found
-
-
-class HeldOutScores:
-    """What is measured on ``data.val`` during training: with the middle frame and all modalities trained on.
-
-    Args:
-        config: The run; ``data.val`` is set.
-        train: The training set.
-        world: The processes.
-    """
-
-    def __init__(self, config: FinetuneConfig, train: LabelledSet, world: World) -> None:
-        assert config.data.val is not None
-        self._config, self._world = config, world
-        self._loader = held_out_loader(config, train, config.data.val, world, every_frame=False)
-
-    def __call__(self, objective: Objective, step: int, log: RunLog) -> dict[str, float]:
-        """mAP, mAUC, d′, top-1 and top-5."""
-        assert isinstance(objective, Classification)
-        bf16 = self._config.train.parallel.uses_bf16(self._world.device)
-        predictions = predict(
-            objective, self._loader, self._world, self._config.data, bf16=bf16, missing=False
-        )
-        (scores,) = predictions.scores.values()
-        return {f"val/{name}": value for name, value in summary_scores(scores, predictions.labels).items()}

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from datasets.loading.sampling import SamplingConfig
-from engine.config import RunConfig
+from engine.config import DEFAULT_MODEL, RunConfig, with_types
 from engine.evaluation.probes import ProbeConfig
+from engine.objectives.base import ObjectiveConfig
 from engine.objectives.classification import ClassificationConfig
 from engine.training.weight_average import AveragingConfig
+from models.config import unknown_name
 
 
 @dataclass(frozen=True)
@@ -44,48 +47,38 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
-class FinetuneConfig(RunConfig):
-    """A fine-tuning run. Of ``init`` the encoders are kept; ``model`` and ``fbank`` are the pretraining run's.
+class LabelledConfig(RunConfig):
+    """A run on labelled clips, whatever it trains on them.
 
     Attributes:
-        init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
-        fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
-            with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
-            labels far better than a head drawn at random. Rank 0 holds the features of all clips, four times over while
-            it gathers and fits.
         eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
         sampling: Which clips are drawn how often, and mixed.
-        objective: Modalities, loss, head, augmentation.
+        objective: What is trained; ``kind`` decides which further keys there are.
         averaging: Epochs whose weights are averaged.
         evaluation: What is measured at the end.
     """
 
     output_dir: str = "runs/finetune"
-    init_head: bool = False
-    fit_head: bool = False
     eval_only: bool = False
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    objective: ClassificationConfig = field(default_factory=ClassificationConfig)
+    objective: ObjectiveConfig = field(default_factory=ClassificationConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.init_head and self.init is None:
-            raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
-        if self.init_head and self.fit_head:
-            raise ValueError("init_head and fit_head are two beginnings of the head; give one")
-        if len(self.data.train_sets) > 1:
-            for name, wanted in (
-                ("fit_head", self.fit_head),
-                ("evaluation.frozen_features", self.evaluation.frozen_features),
-            ):
-                if wanted:
-                    raise ValueError(f"{name} needs a single training set; data.train names several")
         if self.eval_only and self.evaluation_shards is None:
             raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
         if self.train.eval_interval and self.data.val is None:
             raise ValueError("train.eval_interval needs data.val: a set to evaluate on")
+
+    @classmethod
+    def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
+        """See `RunConfig.narrowed`: that of the kind chosen."""
+        kind = chosen.get("objective.kind", ClassificationConfig.kind)
+        if kind not in RUNS:
+            raise unknown_name("objective.kind", kind, RUNS)
+        return RUNS[kind].narrowed(chosen)
 
     @property
     def trains(self) -> bool:
@@ -101,3 +94,44 @@ class FinetuneConfig(RunConfig):
     def evaluation_shards(self) -> str | None:
         """The set that is evaluated at the end, if any."""
         return self.evaluation.shards or self.data.val
+
+
+@dataclass(frozen=True)
+class FinetuneConfig(LabelledConfig):
+    """A fine-tuning run. Of ``init`` the encoders are kept; ``model`` and ``fbank`` are the pretraining run's.
+
+    Attributes:
+        init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
+        fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
+            with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
+            labels far better than a head drawn at random. Rank 0 holds the features of all clips, four times over while
+            it gathers and fits.
+        objective: Modalities, loss, head, augmentation.
+    """
+
+    init_head: bool = False
+    fit_head: bool = False
+    objective: ClassificationConfig = field(default_factory=ClassificationConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init_head and self.init is None:
+            raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
+        if self.init_head and self.fit_head:
+            raise ValueError("init_head and fit_head are two beginnings of the head; give one")
+        if len(self.data.train_sets) > 1:
+            for name, wanted in (
+                ("fit_head", self.fit_head),
+                ("evaluation.frozen_features", self.evaluation.frozen_features),
+            ):
+                if wanted:
+                    raise ValueError(f"{name} needs a single training set; data.train names several")
+
+    @classmethod
+    def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
+        """See `RunConfig.narrowed`."""
+        return with_types(cls, chosen.get("model.name", DEFAULT_MODEL))
+
+
+#: The config of each kind of run.
+RUNS: dict[str, type[LabelledConfig]] = {ClassificationConfig.kind: FinetuneConfig}

@@ -21,7 +21,7 @@ from datasets.shards.table import ClipTable
 from engine.objectives.classification import LossName
 from engine.parallel.world import World
 from engine.tasks.clips import held_out_clips
-from engine.tasks.finetune_config import FinetuneConfig
+from engine.tasks.finetune_config import FinetuneConfig, LabelledConfig
 from engine.training.runlog import logger
 
 
@@ -45,7 +45,7 @@ class LabelledSet:
         return [label.name for label in self.index.labels]
 
 
-def open_labelled(config: FinetuneConfig, location: str) -> LabelledSet:
+def open_labelled(config: LabelledConfig, location: str) -> LabelledSet:
     """Opens a set and makes sure that it has labels.
 
     Raises:
@@ -60,7 +60,7 @@ def open_labelled(config: FinetuneConfig, location: str) -> LabelledSet:
     return LabelledSet(location, index, table)
 
 
-def open_training_sets(config: FinetuneConfig) -> list[LabelledSet]:
+def open_training_sets(config: LabelledConfig) -> list[LabelledSet]:
     """Opens the training sets. They have one vocabulary, so the first one stands for all where classes are asked for.
 
     Raises:
@@ -107,7 +107,7 @@ def _check_labels(config: FinetuneConfig, train: LabelledSet) -> NDArray[np.int6
     return class_counts(train.table, rows)
 
 
-def check_held_out(config: FinetuneConfig, train: LabelledSet) -> None:
+def check_held_out(config: LabelledConfig, train: LabelledSet) -> None:
     """Makes sure, before anything is trained, that the sets to evaluate on can be.
 
     Raises:
@@ -209,7 +209,28 @@ def held_out_loader(
         probe: As of `clip_needs`.
         chosen: The rows to read; None for all.
     """
-    other = open_labelled(config, location)
     needs = clip_needs(config, every_frame=every_frame, probe=probe)
+    return labelled_loader(config, train, location, world, needs, chosen)
+
+
+def labelled_loader(
+    config: LabelledConfig,
+    train: LabelledSet,
+    location: str,
+    world: World,
+    needs: ClipNeeds,
+    chosen: NDArray[np.int64] | None = None,
+) -> Relabelled:
+    """This rank's whole batches of a set, labels in the vocabulary of ``train``.
+
+    Args:
+        config: The run.
+        train: The training set.
+        location: The set to read.
+        world: The processes.
+        needs: What is read of a clip.
+        chosen: The rows to read; None for all.
+    """
+    other = open_labelled(config, location)
     loader = held_out_clips(config, world, needs, location, config.evaluation.batch_size, chosen)
     return Relabelled(loader, class_places(train, other), len(train.classes))

@@ -22,13 +22,12 @@ from engine.config import parse_config
 from engine.evaluation.pictures import confusion_picture, per_class_bars
 from engine.objectives.classification import LossName, Modalities
 from engine.parallel.world import World
+from engine.tasks.classifier_task import build_classification, frozen_parts
 from engine.tasks.encoder_weights import load_classifier_weights, load_encoder_weights
 from engine.tasks.finetune import (
-    build_classification,
     check_classes,
     evaluate_only,
     finetune,
-    frozen_parts,
     keep_classes,
 )
 from engine.tasks.finetune_config import FinetuneConfig

@@ -19,7 +19,7 @@ from datasets.batch import TooManyFailuresError
 from engine.evaluation.probes import ProbeConfig
 from engine.objectives.classification import LossName, Modalities
 from engine.parallel.world import World
-from engine.tasks.finetune import build_classification
+from engine.tasks.classifier_task import build_classification
 from engine.tasks.finetune_config import EvaluationConfig
 from engine.tasks.labelled_sets import open_labelled
 from engine.tasks.probe_head import fit_head

@@ -16,7 +16,8 @@ from engine.evaluation.predictions import predict
 from engine.objectives.classification import ClassificationConfig, LossName
 from engine.parallel.deepspeed_engine import ParallelConfig
 from engine.parallel.world import World, distributed
-from engine.tasks.finetune import build_classification, finetune
+from engine.tasks.classifier_task import build_classification
+from engine.tasks.finetune import finetune
 from engine.tasks.finetune_config import EvaluationConfig, FinetuneConfig
 from engine.tasks.labelled_sets import held_out_loader, open_labelled
 from engine.tasks.probe_head import fit_head

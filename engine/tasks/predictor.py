@@ -1,0 +1,37 @@
+"""Trained models as something that predicts: whatever was fine-tuned, probabilities by head from batches of clips."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from datasets.batch import AVBatch
+from datasets.loading.config import ClipNeeds
+
+
+class Predictor(nn.Module, ABC):
+    """A trained model in evaluation mode; ``engine.tasks.finetune.open_predictor`` opens a run's.
+
+    Attributes:
+        heads: The classes of each head, in the order of its probabilities.
+        needs: What it wants of a clip, with ``held_out_frames``. A batch of clips read so is what it takes, and what
+            it says of them is what the evaluation of the run says.
+    """
+
+    heads: dict[str, list[str]]
+    needs: ClipNeeds
+
+    @abstractmethod
+    def predict(self, batch: AVBatch) -> dict[str, Tensor]:
+        """(B, classes) float32 probabilities by head.
+
+        A clip may lack some of what is needed (``num_samples`` 0, ``num_stored`` 0, no text), but not all of it.
+
+        Args:
+            batch: Clips on the model's device. Frames may be more than the model takes at a time: what it says of
+                them is averaged.
+
+        Raises:
+            ValueError: A clip has nothing that the model takes.
+        """

@@ -1,0 +1,14 @@
+"""Runs of main_finetune.py from command lines, one after the other in one process group."""
+
+from __future__ import annotations
+
+from engine.config import parse_config
+from engine.parallel.world import distributed
+from engine.tasks.finetune import finetune
+from engine.tasks.finetune_config import LabelledConfig
+
+
+def tune(runs: list[list[str]]) -> list[bool]:
+    """For each command line whether the run finished."""
+    with distributed() as world:
+        return [finetune(*parse_config(LabelledConfig, "test", words), world) for words in runs]
