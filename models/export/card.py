@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,8 @@ def earsight_usage(folder: Path, description: Description) -> str:
     )
 
 
-def timm_usage(folder: Path, description: Description) -> str:
-    """For the ``timm`` format."""
+def timm_usage(folder: Path, description: Description, modalities: Sequence[str]) -> str:
+    """For the ``timm`` format, of the modalities that were written."""
     fbank = description.fbank
     assert fbank is not None
     pictures = _code(
@@ -114,7 +115,13 @@ def timm_usage(folder: Path, description: Description) -> str:
         "A sound shorter than the model's input is padded, and these ViTs see the padding; Earsight's own "
         "`load_pretrained` leaves its tokens out, so there the vectors of short sounds are others."
     )
-    return f"No code of Earsight is needed.\n\n{pictures}\n\n{sound}\n\n{padding}"
+    parts = [
+        "No code of Earsight is needed.",
+        *([pictures] if "visual" in modalities else []),
+        sound,
+        padding,
+    ]
+    return "\n\n".join(parts)
 
 
 def published_usage(folder: Path, description: Description, num_classes: int | None) -> str:

@@ -26,7 +26,7 @@ from models.convert import add_source_arguments, parse_settings, save_published
 from models.encoders import Encoder
 from models.export.card import earsight_usage, model_card, program_usage, published_usage, timm_usage
 from models.export.program import ONNX_TOLERANCE, export_programs
-from models.export.timm import PlainTowers, export_timm
+from models.export.timm import PlainTowers, export_timm, plain_towers
 from models.pretrained import describe, load_model, named_state
 from models.registry import family_of
 from models.weights.description import Description, save_described
@@ -104,13 +104,15 @@ def _timm(model: nn.Module, description: Description, folder: Path, onnx: bool) 
         f"{name}: timm's features differ from Earsight's by at most {value:.1e} of the largest feature."
         for name, value in differences.items()
     ]
+    if "visual" not in plain_towers(encoder):
+        lines.append("The tower for films is not among them: timm has no ViT over tubelets.")
     lines.append(
         f"LayerNorm's epsilon {eps:g} is timm's own; nothing else differs."
         if eps == 1e-6
         else f"The model's LayerNorm epsilon is {eps:g}, timm's 1e-06; the residual stream is scaled by "
         f"{(1e-6 / eps) ** 0.5:.4f}, which makes both the same function."
     )
-    return "\n".join(lines), timm_usage(folder, description)
+    return "\n".join(lines), timm_usage(folder, description, plain_towers(encoder))
 
 
 def _published(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:

@@ -1,7 +1,8 @@
-"""The encoders as two ordinary ViTs that timm opens without Earsight.
+"""The encoders as ordinary ViTs that timm opens without Earsight.
 
-Tower blocks and joint blocks with one modality's norms are a plain ViT: no class token, average pooling,
-fixed positions with the modality embedding added. timm's LayerNorms have epsilon 1e-6 and none other can be
+CAV-MAE's tower blocks and joint blocks with one modality's norms are a plain ViT: no class token, average pooling,
+fixed positions with the modality embedding added. So is a tower of MAViL, with its class token and without a last norm,
+unless it reads films: timm has no ViT over tubelets. timm's LayerNorms have epsilon 1e-6 and none other can be
 written in its config. A model with epsilon e becomes the same function by scaling: with the residual stream
 times s, ``(s x - s μ) / √(s² σ² + 1e-6) = (x - μ) / √(σ² + 1e-6 / s²)``, so s = √(1e-6 / e), which embedding,
 positions and the linear layers that write to the stream take on.
@@ -23,14 +24,23 @@ from models.cav_mae.encoder import AudioVisualEncoder
 from models.equiav.config import EquiAvModelConfig
 from models.equiav.encoder import EquiAvEncoder
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD
+from models.mavil.config import MavilArchitecture, MavilModelConfig
+from models.mavil.encoder import MavilEncoder
 from models.weights.description import Description
+from models.weights.errors import WeightsError
 from models.weights.tensor_files import WEIGHTS_NAME, write_safetensors
 
 TIMM_EPS = 1e-6
 #: Encoders in which each modality alone is a plain ViT.
-PlainTowers = AudioVisualEncoder | EquiAvEncoder
+PlainTowers = AudioVisualEncoder | EquiAvEncoder | MavilEncoder
 _ARCHITECTURE = "vit_base_patch16_224"
 _WRITES_TO_STREAM = re.compile(r"(attn\.proj|mlp\.fc2)\.(weight|bias)$")
+
+
+def plain_towers(encoder: PlainTowers) -> tuple[str, ...]:
+    """The modalities whose encoder is a plain ViT over one picture or spectrogram."""
+    films = isinstance(encoder, MavilEncoder) and encoder.config.tubelet > 1
+    return ("audio",) if films else ("audio", "visual")
 
 
 def timm_state(encoder: PlainTowers, modality: str) -> dict[str, Tensor]:
@@ -39,7 +49,39 @@ def timm_state(encoder: PlainTowers, modality: str) -> dict[str, Tensor]:
     Args:
         encoder: The encoder.
         modality: ``audio`` or ``visual``.
+
+    Raises:
+        WeightsError: No ViT of timm is the same function.
     """
+    mavil = isinstance(encoder, MavilEncoder)
+    out = _mavil_state(encoder, modality) if mavil else _normed_state(encoder, modality)
+    return {name: value.detach().float().cpu().contiguous() for name, value in out.items()}
+
+
+def _mavil_state(encoder: MavilEncoder, modality: str) -> dict[str, Tensor]:
+    config, state = encoder.config, encoder.state_dict()
+    if config.layer_norm_eps != TIMM_EPS:
+        raise WeightsError(
+            f"the model's layer_norm_eps is {config.layer_norm_eps:g} and timm's {TIMM_EPS:g}; without a last norm no "
+            "ViT of timm is the same function: use another format"
+        )
+    size, weight = config.patch_size, state[f"{modality}.patch_embed.weight"]
+    patches = weight.reshape(len(weight), size, size, -1).permute(0, 3, 1, 2)
+    positions = state[f"{modality}.pos_embed"]
+    if modality == "audio":  # MAViL's spectrogram has time first, timm's pictures have it along their width
+        patches = patches.mT
+        positions = positions.unflatten(0, config.audio_cells).transpose(0, 1).flatten(0, 1)
+    blocks = {name.split(".", 1)[1]: v for name, v in state.items() if name.startswith(f"{modality}.blocks.")}
+    return {
+        "patch_embed.proj.weight": patches,
+        "patch_embed.proj.bias": state[f"{modality}.patch_embed.bias"],
+        "cls_token": state[f"{modality}.cls_token"][None, None],
+        "pos_embed": positions[None],
+        **blocks,
+    }
+
+
+def _normed_state(encoder: AudioVisualEncoder | EquiAvEncoder, modality: str) -> dict[str, Tensor]:
     config, state = encoder.config, encoder.state_dict()
     size, scale = config.patch_size, (TIMM_EPS / config.layer_norm_eps) ** 0.5
     weight = state[f"{modality}.patch_embed.weight"]
@@ -60,21 +102,25 @@ def timm_state(encoder: PlainTowers, modality: str) -> dict[str, Tensor]:
             out[f"blocks.{depth + int(match.group(1))}.{match.group(2)}.{match.group(3)}"] = value
         elif match := re.fullmatch(r"joint_blocks\.(\d+)\.((?:attn|mlp)\..+)", name):
             out[f"blocks.{depth + int(match.group(1))}.{match.group(2)}"] = value
-    return {name: value.detach().float().cpu().contiguous() for name, value in out.items()}
+    return out
 
 
 def timm_config(description: Description, modality: str) -> dict[str, Any]:
     """The ``config.json`` with which timm builds one modality's encoder."""
-    model, fbank = cast(CavMaeModelConfig | EquiAvModelConfig, description.model), description.fbank
-    arch = model.architecture
+    model = cast(CavMaeModelConfig | EquiAvModelConfig | MavilModelConfig, description.model)
+    arch, fbank = model.architecture, description.fbank
     assert fbank is not None
+    if isinstance(arch, MavilArchitecture):
+        depth, own = arch.depth, {"class_token": True, "no_embed_class": True, "final_norm": False}
+    else:
+        depth, own = arch.modality_depth + arch.joint_depth, {"class_token": False}
     audio = modality == "audio"
     size = (model.num_mel_bins, model.audio_length) if audio else (model.image_size, model.image_size)
     channels = 1 if audio else 3
     model_args = {
         "img_size": size, "in_chans": channels, "patch_size": model.patch_size, "embed_dim": arch.embed_dim,
-        "depth": arch.modality_depth + arch.joint_depth, "num_heads": arch.num_heads,
-        "mlp_ratio": model.mlp_ratio, "class_token": False, "global_pool": "avg", "fc_norm": False,
+        "depth": depth, "num_heads": arch.num_heads, "mlp_ratio": model.mlp_ratio, "global_pool": "avg",
+        "fc_norm": False, **own,
     }  # fmt: skip
     pretrained_cfg = {
         "input_size": (channels, *size), "fixed_input_size": True, "interpolation": "bicubic",
@@ -95,14 +141,14 @@ def timm_config(description: Description, modality: str) -> dict[str, Any]:
 
 @torch.no_grad()
 def export_timm(encoder: PlainTowers, description: Description, folder: Path) -> dict[str, float]:
-    """Writes ``FOLDER/audio`` and ``FOLDER/visual``, opens them with timm, and compares.
+    """Writes ``FOLDER/audio`` and ``FOLDER/visual``, opens them with timm, and compares; see `plain_towers`.
 
     Returns:
-        For each modality the largest difference of the pooled features, relative to the largest feature.
+        For each modality written the largest difference of the pooled features, relative to the largest feature.
     """
     return {
         modality: _export(encoder, description, modality, folder / modality)
-        for modality in ("audio", "visual")
+        for modality in plain_towers(encoder)
     }
 
 

@@ -11,9 +11,10 @@ from safetensors.torch import load_file, save_file
 from support.small_mavil import mavil_inputs, small_mavil
 from support.sources import mae_state
 
-from models import AudioVisualClassifier, build_encoder, load_pretrained
+from models import AudioVisualClassifier, FbankConfig, build_encoder, load_pretrained
 from models.convert import main as convert
 from models.export.formats import export
+from models.export.timm import export_timm
 from models.layers.masking import MaskConfig
 from models.mavil import MAVIL_FBANK
 from models.mavil.encoder import MavilEncoder
@@ -215,3 +216,18 @@ def test_encoders_as_programs(tmp_path):
     _, frames, _, _ = mavil_inputs(model.config, batch=5)
     expected = model.encoder.embed(None, frames).visual
     torch.testing.assert_close(program(frames), expected)
+
+
+@pytest.mark.parametrize(("frames", "modalities"), [(1, {"audio", "visual"}), (4, {"audio"})])
+def test_towers_without_tubelets_are_vits_that_timm_opens(tmp_path, frames, modalities):
+    model = small_mavil(frames=frames, mask=MaskConfig(0.5, 0.5))
+    fbank = FbankConfig(target_length=model.config.audio_length, num_mel_bins=model.config.num_mel_bins)
+    differences = export_timm(model.encoder.eval(), Description(model.config, fbank), tmp_path)
+    assert set(differences) == modalities == {folder.name for folder in tmp_path.iterdir()}
+    assert max(differences.values()) < 1e-5
+
+
+def test_towers_with_another_epsilon_are_no_vits_of_timm(tmp_path):
+    model = small_mavil(layer_norm_eps=1e-5)
+    with pytest.raises(WeightsError, match="layer_norm_eps is 1e-05 and timm's 1e-06"):
+        export_timm(model.encoder.eval(), Description(model.config, FbankConfig()), tmp_path)
