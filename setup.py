@@ -12,7 +12,7 @@ setup(
     description="Distributed self-supervised audio-visual pretraining",
     python_requires=">=3.11",
     packages=find_packages(include=["models*", "engine*", "datasets*", "launch*"]),
-    py_modules=["main_pretrain", "main_finetune", "strict_yaml", "home_paths"],
+    py_modules=["main_pretrain", "main_finetune", "strict_yaml", "home_paths", "atomic", "terminal"],
     install_requires=[
         "torch>=2.11",
         "torchaudio>=2.11",

@@ -28,8 +28,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import yaml
 
+from atomic import new_file, write_atomically
 from benchmarks.objectives_page import render, write_page
-from datasets.atomic import write_atomically
 from engine.demo.run import make_shards
 from engine.objectives.registry import list_objectives
 from engine.training.runlog import read_metrics
@@ -194,7 +194,7 @@ def run_python(words: list[str], log: Path) -> Cost:
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    with log.open("w") as file:
+    with new_file(log) as file:
         process = subprocess.Popen(
             [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment
         )

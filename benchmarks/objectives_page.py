@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
 _ROW, _LEFT, _WIDTH = 34, 190, 620

@@ -11,6 +11,7 @@ JSON.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import platform
@@ -23,6 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from atomic import write_atomically
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.planning import make_plan
 from datasets.prepare.sources import Task
@@ -58,17 +60,18 @@ def _make_files(folder: Path, clips: int) -> Path:
 
 
 def _make_labels(folder: Path, clips: int) -> None:
-    with open(folder / "class_labels_indices.csv", "w") as file:
-        file.write("index,mid,display_name\n")
-        file.writelines(f'{i},{_class(i)},"class {i}"\n' for i in range(CLASSES))
-    with open(folder / "segments.csv", "w") as file:
-        file.writelines(
-            f'{_identifier(i)}, 30.000, 40.000, "{_class(i)},{_class(7 * i + 1)}"\n' for i in range(clips)
-        )
-    with open(folder / "paths.csv", "w") as file:
-        file.write("path,label\n")
-        for i in range(clips):
-            file.write(f"{i // FILES_A_FOLDER:05d}/{_identifier(i)}_30.000.mp4,{_class(i)}\n")
+    rows = (f'{i},{_class(i)},"class {i}"' for i in range(CLASSES))
+    _write_lines(folder / "class_labels_indices.csv", ["index,mid,display_name", *rows])
+    _write_lines(
+        folder / "segments.csv",
+        (f'{_identifier(i)}, 30.000, 40.000, "{_class(i)},{_class(7 * i + 1)}"' for i in range(clips)),
+    )
+    paths = (f"{i // FILES_A_FOLDER:05d}/{_identifier(i)}_30.000.mp4,{_class(i)}" for i in range(clips))
+    _write_lines(folder / "paths.csv", itertools.chain(["path,label"], paths))
+
+
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
+    write_atomically(path, (f"{line}\n".encode() for line in lines))
 
 
 def _plan(folder: Path, clips: int, labels: str | None) -> None:

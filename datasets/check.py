@@ -40,6 +40,7 @@ from datasets.shards.tar import (
 )
 from datasets.worker_pool import Failure, WorkerPool
 from home_paths import command_line
+from terminal import show_control_characters
 
 _DECODED_SIDE = 64  # the whole picture is decoded whatever size is asked for
 _SHOWN = 20
@@ -284,6 +285,7 @@ def _compare_labels(folder: Path, index: ShardIndex, report: Report) -> list[str
 @quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.check``."""
+    show_control_characters()
     parser = argparse.ArgumentParser(prog="python -m datasets.check", description="Verify shards.")
     parser.add_argument("out", type=Path, help="folder with an index.json, or with a folder for each split")
     parser.add_argument("--fast", action="store_true", help="compare sizes and counts only; read no shard")

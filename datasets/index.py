@@ -34,6 +34,7 @@ from datasets.shards.tar import (
     ShardInfo,
 )
 from home_paths import command_line
+from terminal import show_control_characters
 
 
 def build_table(
@@ -274,6 +275,7 @@ def _prepared(folder: Path) -> ShardIndex | None:
 @quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.index``."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m datasets.index", description="Index a folder of shards in place."
     )

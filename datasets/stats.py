@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from atomic import replacing
 from datasets.console import print_table, quiet_end
 from datasets.decode import DecodeError
 from datasets.inspect.contact_sheet import contact_sheet
@@ -26,6 +27,7 @@ from datasets.shards.manifest import ShardIndex
 from datasets.shards.table import ClipTable
 from datasets.shards.tar import ShardError
 from home_paths import command_line
+from terminal import show_control_characters
 
 SHEET_NAME = "contact_sheet.png"
 
@@ -127,6 +129,7 @@ def _bar(share: float) -> str:
 @quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.stats``."""
+    show_control_characters()
     parser = argparse.ArgumentParser(prog="python -m datasets.stats", description="Describe prepared shards.")
     parser.add_argument("out", type=Path, help="folder with an index.json, or with a folder for each split")
     parser.add_argument("--clips", type=int, default=500, help="clips on which loudness is measured")
@@ -145,7 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table = ClipTable.open(folder, index.fingerprint)
             print_stats(folder, index, table, options.clips)
             path = options.sheet or folder / SHEET_NAME
-            contact_sheet(folder, index, table, options.shown).save(path)
+            sheet = contact_sheet(folder, index, table, options.shown)
+            with replacing(path) as file:
+                sheet.save(file, "PNG")
             print(f"\ncontact sheet: {path}\n")
     except ShardError as error:
         raise SystemExit(f"datasets.stats: {error}") from error

@@ -11,9 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-import yaml
-
-from datasets.atomic import refuse_links
+from atomic import refuse_links
 from datasets.batch import TooManyFailuresError
 from datasets.loading.workers import STOP_WORD, LoaderStalledError
 from datasets.shards.tar import ShardError
@@ -26,6 +24,8 @@ from engine.training.runlog import logger, setup_console
 from engine.training.status import NAME, fail_status, update_status
 from engine.training.stop import EXIT_RERUN, StoppedError
 from engine.training.trainer import TrainingError
+from strict_yaml import load_yaml_file
+from terminal import show_control_characters
 
 T = TypeVar("T", bound=RunConfig)
 
@@ -45,6 +45,7 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
 
     Whatever ends the program after that, the run's ``status.json`` says so.
     """
+    show_control_characters()
     STOP.listen()
     STOP_WORD.asked = lambda: STOP.requested
     config, config_yaml = _parse(name, config_kind)
@@ -125,8 +126,8 @@ def _given_output_dir(words: Sequence[str]) -> Path | None:
 
 def _output_dir_of(path: Path) -> str | None:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = load_yaml_file(path)
+    except (OSError, ValueError):
         return None
     found = values.get("output_dir") if isinstance(values, dict) else None
     return found if isinstance(found, str) else None

@@ -16,10 +16,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-import yaml
 from jsonargparse import ArgumentParser
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from datasets.loading.loader import DataConfig
 from datasets.shards.names import is_pipe
 from datasets.untrusted import shown
@@ -30,7 +29,7 @@ from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig
 from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
-from strict_yaml import check_files, contradictions, use_strict_yaml
+from strict_yaml import check_files, contradictions, load_yaml_file, use_strict_yaml
 
 T = TypeVar("T", bound="RunConfig")
 
@@ -230,8 +229,8 @@ def _chosen(words: Sequence[str]) -> dict[str, str]:
 def _chosen_in_file(path: Path) -> dict[str, str]:
     """The same of a YAML file; one that can't be read is the parser's to complain about."""
     try:
-        values = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = load_yaml_file(path)
+    except (OSError, ValueError):
         return {}
     found = {}
     for section, key in (("objective", "kind"), ("model", "name")):

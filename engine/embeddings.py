@@ -12,16 +12,18 @@ import importlib.util
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from atomic import replacing
 from engine.evaluation.features import Features
 from engine.evaluation.probes import ProbeConfig, probe_features
 from engine.evaluation.retrieval import cross_modal_retrieval
 from home_paths import command_line
+from terminal import show_control_characters
 
 Columns = dict[str, NDArray[Any]]
 """Columns of some clips: ``id`` (N,) text, (N, D) float32 by name of the vector, ``labels`` (N, classes)."""
@@ -52,19 +54,17 @@ def write_embeddings(
         classes: Names of the labels.
         origin: Model and source, plain values, kept in the file.
     """
-    temporary = path.with_name(f".writing_{path.name}")
-    if path.suffix == ".parquet":
-        _write_parquet(temporary, parts, {"classes": list(classes), **origin})
-    else:
+    with replacing(path) as file:
+        if path.suffix == ".parquet":
+            _write_parquet(file, parts, {"classes": list(classes), **origin})
+            return
         chunks = list(parts)
         columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
         extra = {"classes": np.array(classes, dtype=np.str_), "origin": np.array(json.dumps(origin))}
-        with temporary.open("wb") as file:
-            np.savez(file, **columns, **extra)  # type: ignore[arg-type]
-    temporary.replace(path)
+        np.savez(file, **columns, **extra)  # type: ignore[arg-type]
 
 
-def _write_parquet(path: Path, parts: Iterable[Columns], metadata: dict[str, Any]) -> None:
+def _write_parquet(file: BinaryIO, parts: Iterable[Columns], metadata: dict[str, Any]) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -73,7 +73,7 @@ def _write_parquet(path: Path, parts: Iterable[Columns], metadata: dict[str, Any
         table = pa.table({name: _arrow(name, values) for name, values in part.items()})
         if writer is None:
             schema = table.schema.with_metadata({"earsight": json.dumps(metadata)})
-            writer = pq.ParquetWriter(path, schema, compression="zstd")
+            writer = pq.ParquetWriter(file, schema, compression="zstd")
         writer.write_table(table.cast(writer.schema))
     assert writer is not None
     writer.close()
@@ -139,6 +139,7 @@ def measure(train: Features, test: Features) -> Iterator[tuple[str, float]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints what the vectors of two files are worth."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m engine.embeddings", description=(__doc__ or "").split("\n")[0]
     )

@@ -21,6 +21,7 @@ from engine.namesake import check_datasets
 from engine.parallel.world import World
 from engine.tasks.pretrain import pretrain
 from engine.training.runlog import logger
+from strict_yaml import load_yaml
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def self_train(config: SelfTrainingConfig, config_yaml: str, world: World) -> bo
 
 def round_config(config: SelfTrainingConfig, config_yaml: str, number: int) -> tuple[PretrainConfig, str]:
     """The run that is round ``number``, from 1, and the same as YAML."""
-    values = yaml.safe_load(config_yaml)
+    values = load_yaml(config_yaml)
     del values["rounds"]
     changed = {"output_dir": str(Path(config.output_dir) / f"round_{number}")}
     values["output_dir"] = changed["output_dir"]

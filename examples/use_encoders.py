@@ -18,18 +18,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import soundfile
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from atomic import write_atomically
 from datasets.batch import Clip, Ticket, collate
-from datasets.decode import SAMPLE_RATE
+from datasets.decode import SAMPLE_RATE, DecodeError, decode_frame
 from engine.embed.embedder import EarsightEmbedder
 from engine.embed.sources import MediaFiles
 from models import PretrainedEncoders, load_pretrained
+from terminal import show_control_characters
 
 parser = argparse.ArgumentParser(
     prog="python -m examples.use_encoders", description=(__doc__ or "").split("\n")[0]
@@ -64,12 +65,15 @@ def read_clips(encoders: PretrainedEncoders, folder: Path, count: int) -> list[C
 
 
 def read_picture(path: Path, size: int) -> Tensor:
-    """(3, size, size) uint8: the centre square."""
-    picture = Image.open(path).convert("RGB")
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.BICUBIC)
-    return torch.from_numpy(np.array(square)).permute(2, 0, 1)
+    """(3, size, size) uint8: the centre square of a JPEG or PNG.
+
+    Raises:
+        ValueError: It can't be decoded, or is of another kind, whatever its name.
+    """
+    try:
+        return decode_frame(bytearray(path.read_bytes()), size)
+    except DecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 # %% Embedding and retrieval: one call for the sounds, one for the pictures, and a product.
@@ -154,6 +158,7 @@ def render(questions: Sequence[Question], scores: Tensor, clips: Sequence[Clip],
 # %% All of it.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads, embeds, retrieves, and writes the page."""
+    show_control_characters()
     options = parser.parse_args(arguments)
     try:
         encoders = load_pretrained(options.model)
@@ -169,7 +174,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         frames = [(row, clips[row].id, clips[row].frames) for row in chosen][: options.questions]
         questions = [Question(name, frame[0], row) for row, name, frame in frames if frame is not None]
     scores = similarities(encoders, questions, clips)
-    options.page.write_text(render(questions, scores, clips, options.answers))
+    write_atomically(options.page, render(questions, scores, clips, options.answers))
     print(f"{len(questions)} pictures, {len(clips)} sounds; open {options.page} in a browser")
 
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from home_paths import command_line
 from launch.registry import cancel_job, find_submissions, job_states
 from launch.status import OVER
+from terminal import show_control_characters
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Cancels what is named and says which jobs those were."""
+    show_control_characters()
     parser = argparse.ArgumentParser(prog="python -m launch.cancel", description=__doc__)
     parser.add_argument("names", nargs="+", metavar="NAME", help="a run's folder, or its name below runs/")
     try:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from atomic import open_to_append, write_atomically
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Writes ``value`` so that a reader sees the old file or the new one, never a part."""
     _make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.unlink(missing_ok=True)
-    with temporary.open("x") as file:  # a link of that name would be written through
-        file.write(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    write_atomically(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -46,9 +43,8 @@ def _make_folder(folder: Path) -> None:
 def append_line(path: Path, value: dict[str, Any]) -> None:
     """Adds one JSON object as a line of its own."""
     _make_folder(path.parent)
-    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
-    with open(descriptor, "a") as file:
-        file.write(json.dumps(value) + "\n")
+    with open_to_append(path) as file:
+        file.write(json.dumps(value).encode() + b"\n")
 
 
 def last_line(path: Path) -> dict[str, Any] | None:

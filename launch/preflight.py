@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.snapshot import ROOT
+from terminal import show_control_characters
 
 
 def run_preflight(
@@ -45,6 +46,7 @@ _RUN = "import sys; sys.path[0] = {root!r}; from engine.preflight.checks import 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the checks and returns their exit status."""
+    show_control_characters()
     given = list(sys.argv[1:] if arguments is None else arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(prog="python -m launch.preflight", description=__doc__)

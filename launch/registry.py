@@ -110,31 +110,61 @@ def job_states(submissions: Iterable[Submission]) -> dict[str, str]:
 
 def is_alive(submission: Submission) -> bool:
     """Whether a local job's controller still runs."""
-    pid, logs = int(submission.job_id), Path(submission.output_dir).resolve() / "launch" / "logs"
+    pid = int(submission.job_id)
     if submission.started is None or process_start(pid) != submission.started:
         return False
     # By its command line it must be a controller, and of this very run: a record may name any process.
     command = command_of(pid)
-    controlled = command[-1:] and Path(command[-1]).resolve() in (logs, logs.parents[2] / "launch" / "logs")
+    controlled = command[-1:] and Path(command[-1]).resolve() in _log_folders(submission)
     return bool(controlled) and command[1:3] == ["-m", "submitit.local._local"]
 
 
+def _log_folders(submission: Submission) -> tuple[Path, Path]:
+    """Where a run's job keeps its logs: in the run's folder, or in that of its sweep."""
+    run = Path(submission.output_dir).resolve()
+    return run / "launch" / "logs", run.parent / "launch" / "logs"
+
+
 def cancel_job(submission: Submission) -> None:
-    """Ends a job for good; training saves a checkpoint first if the cluster leaves it the time."""
+    """Ends a job for good; training saves a checkpoint first if the cluster leaves it the time.
+
+    Raises:
+        ValueError: SLURM's job of that number is not this run's.
+        CalledProcessError: scancel refuses.
+    """
     if submission.cluster == "slurm":
+        _check_owner(submission)
         subprocess.run(["scancel", submission.job_id], check=True)
     elif is_alive(submission):
         os.kill(int(submission.job_id), signal.SIGTERM)
 
 
+def _check_owner(submission: Submission) -> None:
+    """Raises a ``ValueError`` unless SLURM's job writes its log into this run's folder: a record may name any job."""
+    output = _ask(["scontrol", "show", "job", "--oneliner", submission.job_id])
+    logs = [
+        Path(found).parent.resolve()
+        for found in re.findall(r" StdOut=(.*?)(?: \w+=|$)", output, re.MULTILINE)
+    ]
+    if not logs or any(folder not in _log_folders(submission) for folder in logs):
+        raise ValueError(
+            f"job {submission.job_id} is not of the run in {submission.output_dir}: its log is "
+            f"{', '.join(map(str, logs)) or 'not known'}. Nothing is cancelled; if the job is yours to end: "
+            f"scancel {submission.job_id}"
+        )
+
+
 def _squeue(job_ids: set[str]) -> dict[str, str]:
     command = ["squeue", "--noheader", "--array", "--states=all", "--format=%i %T %r"]
-    try:
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        raise ValueError(
-            f"squeue cannot be asked about jobs: {getattr(error, 'stderr', error) or error}"
-        ) from error
-    lines = (line.split(maxsplit=2) for line in output.splitlines())
+    lines = (line.split(maxsplit=2) for line in _ask(command).splitlines())
     states = {words[0]: words[1] for words in lines if len(words) > 1}
     return {job_id: states.get(job_id, "GONE") for job_id in job_ids}
+
+
+def _ask(command: list[str]) -> str:
+    try:
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    except (FileNotFoundError, subprocess.CalledProcessError) as error:
+        raise ValueError(
+            f"{command[0]} cannot be asked about jobs: {getattr(error, 'stderr', error) or error}"
+        ) from error

@@ -11,6 +11,7 @@ from home_paths import command_line
 from launch.files import last_line
 from launch.progress import newest_checkpoint, read_status
 from launch.registry import Submission, all_submissions, find_submissions, job_states
+from terminal import show_control_characters
 
 #: SLURM's words for a job that will not run any more.
 OVER = {
@@ -21,6 +22,7 @@ OVER = {
 
 def main(arguments: list[str] | None = None) -> int:
     """Prints a paragraph for each run named, or a line for every run below ``runs/``."""
+    show_control_characters()
     parser = argparse.ArgumentParser(prog="python -m launch.status", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="a run's folder, or its name below runs/")
     names = parser.parse_args(command_line(arguments)).names

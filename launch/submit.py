@@ -14,6 +14,7 @@ from pathlib import Path
 
 from submitit import Job
 
+from atomic import refuse_links
 from home_paths import command_line
 from launch.config import LaunchConfig, launch_config, launch_parser
 from launch.executors import sbatch_script, submit_jobs
@@ -26,10 +27,12 @@ from launch.status import OVER
 from launch.torchrun import process_start
 from launch.training import TrainingRun, plan_runs
 from strict_yaml import check_files, contradictions
+from terminal import show_control_characters
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Submits what the command line says; returns the exit status."""
+    show_control_characters()
     given = command_line(arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = launch_parser()
@@ -66,6 +69,8 @@ def _submit(config: LaunchConfig, runs: Sequence[TrainingRun], wait: bool) -> in
     if config.preflight:
         _check(config, runs)
     base = _base(runs)
+    for folder in {base, *(run.output_dir for run in runs)}:
+        refuse_links(folder / "launch", skip=("code",), itself=True)
     code = _code_folder(config, base)
     if config.snapshot:
         take_snapshot(code)

@@ -9,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 from launch.config import refuse_control
+from strict_yaml import load_yaml_file
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ def _output_dir(arguments: Sequence[str], folder: Path) -> str | None:
         if not path.is_file():
             raise ValueError(f"--config: there is no file {path}")
         try:
-            values = yaml.safe_load(path.read_text()) or {}
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-            raise ValueError(f"--config: {path} is no YAML that can be read: {error}") from error
+            values = load_yaml_file(path) or {}
+        except OSError as error:
+            raise ValueError(f"--config: {path} can't be read: {error}") from error
         if not isinstance(values, dict) or not isinstance(values.get("output_dir", ""), str):
             raise ValueError(f"--config: {path} is no mapping whose output_dir is text")
         found = values.get("output_dir", found)

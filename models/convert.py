@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import nn
 
+from atomic import replacing
 from home_paths import command_line
 from models.cav_mae.config import CavMaeModelConfig
 from models.config import ModelConfig, unknown_name
@@ -27,6 +27,8 @@ from models.weights.errors import WeightsError
 from models.weights.published import PUBLISHED_EPS, published_limits, to_published
 from models.weights.sources import read_weights
 from models.weights.tensor_files import write_safetensors
+from strict_yaml import load_yaml
+from terminal import show_control_characters
 
 _SUFFIXES = {"earsight": (".safetensors",), "published": (".safetensors", ".pth")}
 
@@ -76,9 +78,8 @@ def save_published(model: nn.Module, target: Path) -> list[str]:
         write_safetensors(target, state)
     else:
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".writing_{target.name}")
-        torch.save(state, temporary)
-        temporary.replace(target)
+        with replacing(target) as file:
+            torch.save(state, file)
     notes = family.published.limits(config) if family.published else []
     if not isinstance(config, CavMaeModelConfig):
         return notes
@@ -116,7 +117,7 @@ def parse_settings(words: Sequence[str]) -> dict[str, Any]:
         key, _, value = word.partition("=")
         if key not in known:
             raise unknown_name("model setting", key, known)
-        settings[key] = yaml.safe_load(value)
+        settings[key] = load_yaml(value)
     return settings
 
 
@@ -134,6 +135,7 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Converts what the command line names."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m models.convert", description=(__doc__ or "").split("\n")[0]
     )

@@ -17,15 +17,19 @@ OURS = {
     "launch",
     "strict_yaml",
     "home_paths",
+    "atomic",
+    "terminal",
     "main_pretrain",
     "main_finetune",
 }
+#: Modules of every package's, which import nothing of ours.
+SHARED = {"strict_yaml", "home_paths", "atomic", "terminal"}
 #: What each package may import of ours and what it must never import.
 ALLOWED = {
-    "models": {"models", "home_paths"},
-    "datasets": {"datasets", "home_paths"},
-    "engine": {"engine", "models", "datasets", "strict_yaml", "home_paths"},
-    "launch": {"launch", "strict_yaml", "home_paths"},
+    "models": {"models"} | SHARED,
+    "datasets": {"datasets"} | SHARED,
+    "engine": {"engine", "models", "datasets"} | SHARED,
+    "launch": {"launch"} | SHARED,
 }
 FORBIDDEN = {
     "models": {"deepspeed", "webdataset", "torch.distributed", "submitit"},

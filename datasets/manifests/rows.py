@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 
 MISSING = "missing"
 EMPTY_FILE = "empty_file"

@@ -20,6 +20,7 @@ from datasets.manifests.rows import EXTRA, Found, ManifestError, write_manifest
 from datasets.manifests.speech import read_crema_d, read_iemocap, read_mosei, read_ravdess
 from datasets.manifests.vggsound import read_vggsound
 from home_paths import command_line
+from terminal import show_control_characters
 
 READERS: dict[str, Callable[[Path], Found]] = {
     "meld": read_meld,
@@ -34,6 +35,7 @@ READERS: dict[str, Callable[[Path], Found]] = {
 @quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.manifests``."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m datasets.manifests",
         description="From a published set's label form to a manifest.",

@@ -15,9 +15,9 @@ import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from datasets.atomic import fsync, write_atomically
+from atomic import fsync, open_to_append, write_atomically
 from datasets.prepare.fbank_stats import Moments
 from datasets.prepare.sources import PrepareError, Task
 from datasets.shards.manifest import PREPARE_FOLDER, Label, Reject
@@ -124,9 +124,7 @@ class SplitJournal:
     def create(self, tasks: Iterable[Task], rejects: Iterable[Reject]) -> None:
         """Writes a plan, from its beginning: the clips in order, and what is known to be unusable."""
         self._folder.mkdir(parents=True)
-        with self._plan.open("w") as file:
-            file.writelines(json.dumps(task) + "\n" for task in tasks)
-            _flush(file)
+        write_atomically(self._plan, (json.dumps(task).encode() + b"\n" for task in tasks))
         self.add_rejects(rejects)
         self.save(Progress())
 
@@ -140,9 +138,9 @@ class SplitJournal:
 
     def add_rejects(self, rejects: Iterable[Reject]) -> None:
         """Appends rejects, which count once progress is saved."""
-        with self._rejects.open("a") as file:
+        with open_to_append(self._rejects) as file:
             for reject in rejects:
-                file.write(json.dumps([reject.source, reject.reason, reject.detail]) + "\n")
+                file.write(json.dumps([reject.source, reject.reason, reject.detail]).encode() + b"\n")
 
     def save(self, progress: Progress) -> None:
         """Records that ``progress`` is reached, with all rejects added so far."""
@@ -175,12 +173,6 @@ class SplitJournal:
 def _count_lines(path: Path) -> int:
     with path.open("rb") as file:
         return sum(1 for _ in file)
-
-
-def _flush(file: IO[Any]) -> None:
-    """Makes what was written survive a power cut."""
-    file.flush()
-    os.fsync(file.fileno())
 
 
 def forget(out: Path) -> None:

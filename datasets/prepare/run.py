@@ -25,7 +25,7 @@ from typing import TypeVar
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from datasets.atomic import TEMPORARY_SUFFIX
+from atomic import TEMPORARY_SUFFIX, refuse_links
 from datasets.console import quiet_end
 from datasets.index import build_table
 from datasets.prepare.config import PrepareConfig
@@ -48,6 +48,7 @@ from datasets.shards.manifest import INDEX_NAME, Reject, ShardIndex
 from datasets.shards.tar import ShardError
 from datasets.worker_pool import Failure, WorkerPool
 from home_paths import command_line
+from terminal import show_control_characters
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -68,6 +69,10 @@ def prepare(config: PrepareConfig) -> list[Path]:
         OSError: The disk is full or fails. Starting again goes on after the last finished shard.
     """
     out = Path(config.out)
+    try:
+        refuse_links(out)
+    except ValueError as error:
+        raise PrepareError(str(error)) from None
     settings = config.settings()
     job = Job.load(out)
     if job is not None:
@@ -190,6 +195,7 @@ def _write_shards(
 @quiet_end()
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of ``python -m datasets.prepare``."""
+    show_control_characters()
     parser = ArgumentParser(
         prog="python -m datasets.prepare", description="From raw videos to shards.", allow_abbrev=False
     )

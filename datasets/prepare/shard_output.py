@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from datasets.prepare.encode import Encoded
 from datasets.prepare.resume import Progress, SplitJournal
 from datasets.prepare.sources import Task

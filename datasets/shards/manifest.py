@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from datasets.shards.names import is_file_name
 from datasets.shards.tar import ShardError, ShardInfo
 from datasets.untrusted import (

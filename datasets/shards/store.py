@@ -24,7 +24,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from datasets.atomic import replacing
+from atomic import replacing
 from datasets.index import check_size
 from datasets.shards.fetch import fetch
 from datasets.shards.manifest import INDEX_NAME, LARGEST_INDEX, ShardIndex

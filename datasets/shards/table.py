@@ -29,7 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from datasets.shards.tar import (
     AUDIO_SUFFIXES,
     BLOCK,

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from datasets.atomic import TEMPORARY_SUFFIX, fsync
+from atomic import TEMPORARY_SUFFIX, fsync, new_file
 from datasets.media import suffixes
 
 
@@ -144,7 +144,7 @@ class ShardWriter:
         self.info: ShardInfo | None = None
         self._keys: set[str] = set()
         self._temporary = self.path.with_name(self.path.name + TEMPORARY_SUFFIX)
-        self._file = _HashingFile(open(self._temporary, "wb"))  # noqa: SIM115 (closed in close and discard)
+        self._file = _HashingFile(new_file(self._temporary))  # closed in close and discard
         self._tar = TarWriter(
             cast(BinaryIO, self._file),
             user="earsight",

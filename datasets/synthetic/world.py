@@ -46,11 +46,13 @@ import av
 import numpy as np
 from tqdm import tqdm
 
+from atomic import TEMPORARY_SUFFIX, refuse_links, replacing, write_atomically
 from datasets.synthetic.picture import render_frames
 from datasets.synthetic.scene import SHAPES, SPLITS, SyntheticConfig, clip_path, describe, words_of
 from datasets.synthetic.sound import SAMPLE_RATE, render_sound
 from datasets.synthetic.words import TASKS, labels_of, subtitles
 from home_paths import command_line
+from terminal import show_control_characters
 
 
 def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> None:
@@ -62,8 +64,10 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> N
         fps: Frames per second.
         sound: (S,) float32 at SAMPLE_RATE.
     """
-    temporary = path.with_suffix(f".{os.getpid()}.part")
-    with av.open(str(temporary), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
+    with (
+        replacing(path) as file,
+        av.open(file, "w", format="mp4", options={"fflags": "+bitexact"}) as container,
+    ):
         x264 = {"preset": "ultrafast", "crf": "20", "threads": "1"}
         video = container.add_stream("libx264", rate=fps, options=x264)
         video.height, video.width = frames.shape[1:3]
@@ -78,13 +82,12 @@ def write_clip(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> N
             frame.pts, frame.time_base = t, Fraction(1, fps)
             container.mux(video.encode(frame))
         container.mux(video.encode(None))
-    os.replace(temporary, path)
 
 
 def _make_clip(out: Path, config: SyntheticConfig, clip: tuple[str, int]) -> None:
     path = out / clip_path(config, *clip)
     if config.words:
-        _write_text(path.with_suffix(".srt"), subtitles(words_of(config, *clip), config.seconds))
+        write_atomically(path.with_suffix(".srt"), subtitles(words_of(config, *clip), config.seconds))
     if not path.exists():
         write_clip(path, render_frames(config, *clip), config.fps, render_sound(config, *clip))
 
@@ -101,20 +104,21 @@ def generate(out: Path, config: SyntheticConfig, num_workers: int = 1) -> None:
         ValueError: The folder holds a world of other settings.
     """
     clips = [(split, index) for split in SPLITS for index in range(getattr(config, split))]
+    refuse_links(out)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, config)
     for folder in {(out / clip_path(config, *clip)).parent for clip in clips}:
         folder.mkdir(parents=True, exist_ok=True)
-    for leftover in out.rglob("*.part"):
+    for leftover in out.rglob(f"*{TEMPORARY_SUFFIX}"):
         leftover.unlink()
     with tqdm(total=len(clips), desc="generating", unit="clip", disable=None) as progress:
         for _ in _each(partial(_make_clip, out, config), clips, num_workers):
             progress.update()
     for split in SPLITS:
         truth = (json.dumps(describe(config, *clip)) + "\n" for clip in clips if clip[0] == split)
-        _write_text(out / f"truth-{split}.jsonl", "".join(truth))
+        write_atomically(out / f"truth-{split}.jsonl", "".join(truth))
     rows = [_header(config), *(_label_row(config, *clip) for clip in clips)]
-    _write_text(out / "labels.csv", "".join(f"{','.join(row)}\n" for row in rows))
+    write_atomically(out / "labels.csv", "".join(f"{','.join(row)}\n" for row in rows))
 
 
 def _header(config: SyntheticConfig) -> list[str]:
@@ -138,13 +142,7 @@ def _claim(out: Path, config: SyntheticConfig) -> None:
         raise ValueError(
             f"{out} holds a world of other settings ({other}); choose another folder or delete it"
         )
-    _write_text(note, json.dumps(settings, indent=2) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    write_atomically(note, json.dumps(settings, indent=2) + "\n")
 
 
 def _each(function: partial, items: Sequence[tuple[str, int]], num_workers: int) -> Iterator[None]:
@@ -157,6 +155,7 @@ def _each(function: partial, items: Sequence[tuple[str, int]], num_workers: int)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m datasets.synthetic", description="Generates labelled clips."
     )

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from engine.config import parse_config
 from engine.evaluation.final import FinalEvaluation
 from engine.objectives.classification import Modalities
@@ -26,6 +26,7 @@ from engine.tasks.finetune import finetune
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import open_training_sets
 from engine.training.runlog import setup_console
+from terminal import show_control_characters
 
 _CONFIG = "configs/finetune_tiny.yaml"
 
@@ -104,6 +105,7 @@ def _config(overrides: list[str], run: Path) -> tuple[FinetuneConfig, str]:
 
 def main() -> None:
     """Entry point of ``python -m engine.demo.finetuning``; its results are ``OUT/results.json``."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m engine.demo.finetuning", description=(__doc__ or "").splitlines()[0]
     )

@@ -18,8 +18,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from engine.training.runlog import read_metrics
+from terminal import show_control_characters
 
 _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
 STARTS = ("scratch", "pretrained")
@@ -27,6 +28,7 @@ STARTS = ("scratch", "pretrained")
 
 def main() -> None:
     """Runs the demo and prints its summary."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m engine.demo", description=(__doc__ or "").splitlines()[0]
     )

@@ -26,7 +26,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from datasets.atomic import write_atomically
+from atomic import refuse_links, replacing, write_atomically
 from datasets.batch import AVBatch, Ticket, collate
 from datasets.loading.reader import FrameChoice, all_frames, middle_frame
 from engine.embed.backbones import is_backbone, load_backbone
@@ -39,6 +39,7 @@ from home_paths import command_line
 from models import load_pretrained
 from models.convert import parse_settings
 from models.weights.description import weights_hash
+from terminal import show_control_characters
 
 _FRAMES: dict[str, FrameChoice] = {"middle": middle_frame, "all": all_frames}
 _REJECTS = ("reject_id", "reject_reason")
@@ -75,6 +76,7 @@ class EmbedJob:
         self.starts = range(0, count, part_size)
         self.count, self.part_size = count, part_size
         text = json.dumps(identity | {"part_size": part_size}, indent=1, sort_keys=True)
+        refuse_links(self.folder, itself=True)
         settings = self.folder / "job.json"
         if not settings.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -98,9 +100,8 @@ class EmbedJob:
 
     def keep(self, part: int, columns: Columns) -> None:
         """Writes a part; it is found only when it is whole."""
-        content = io.BytesIO()
-        np.savez(content, **columns)  # type: ignore[arg-type]
-        write_atomically(self.path(part), content.getvalue())
+        with replacing(self.path(part)) as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]
 
     def parts(self) -> Iterator[Columns]:
         """All parts in order."""
@@ -251,8 +252,9 @@ def _write_rejects(target: Path, rejects: list[tuple[str, str]]) -> None:
     path = target.with_name(f"{target.name}.rejects.csv")
     path.unlink(missing_ok=True)
     if rejects:
-        with path.open("w", newline="") as file:
-            csv.writer(file).writerows([("id", "reason"), *rejects])
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("id", "reason"), *rejects])
+        write_atomically(path, text.getvalue())
 
 
 def check_device(name: str) -> None:
@@ -271,6 +273,7 @@ def _positive(word: str) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Embeds what the command line names."""
+    show_control_characters()
     check_datasets()
     parser = argparse.ArgumentParser(
         prog="python -m engine.embed", description=(__doc__ or "").split("\n")[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from datasets.atomic import write_atomically
+from atomic import replacing, write_atomically
 from engine.evaluation.predictions import Predictions
 
 
@@ -28,10 +29,11 @@ def write_report(
     folder.mkdir(parents=True, exist_ok=True)
     if predictions is not None:
         save_predictions(folder / "predictions.npz", predictions, classes)
-        with (folder / "per_class.csv").open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(report["per_class"][0]))
-            writer.writeheader()
-            writer.writerows(report["per_class"])
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, list(report["per_class"][0]))
+        writer.writeheader()
+        writer.writerows(report["per_class"])
+        write_atomically(folder / "per_class.csv", text.getvalue())
     write_atomically(folder / "metrics.json", json.dumps(_plain(report), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -62,9 +64,8 @@ def save_predictions(path: Path, predictions: Predictions, classes: list[str]) -
     arrays: dict[str, Any] = {f"scores_{name}": value.numpy() for name, value in predictions.scores.items()}
     arrays |= {"ids": np.array(predictions.ids), "classes": np.array(classes)}
     arrays["labels"] = predictions.labels.numpy().astype(np.uint8)
-    temporary = path.with_name(f".writing_{path.name}")
-    np.savez_compressed(temporary, **arrays)
-    temporary.replace(path)
+    with replacing(path) as file:
+        np.savez_compressed(file, **arrays)
 
 
 def summary_lines(report: dict[str, Any]) -> list[str]:

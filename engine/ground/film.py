@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
 import torch
 from torch import Tensor
 
+from atomic import replacing
 from datasets.decode import resize_and_crop
 from datasets.media.container import SAMPLE_RATE, MediaError, MediaSettings, read_media
 from engine.evaluation.heat_pictures import overlay
@@ -96,14 +97,12 @@ def make_film(grounder: Grounder, video: Path, out: Path, fps: int = 10) -> floa
         heats.append(grounder.heat_at(part.waveform, small, part.times))
     top = max(float(torch.cat(heats).max()), torch.finfo(torch.float32).tiny)
     parts = read_parts(video, grounder.seconds, fps, side)
-    temporary = out.with_suffix(f".{os.getpid()}.part")
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _Writer(temporary, fps, (side + _STRIP, 2 * side)) as writer:
+    with replacing(out) as file, _Writer(file, fps, (side + _STRIP, 2 * side)) as writer:
         for part, heat in zip(parts, heats, strict=True):
             pictures = torch.cat([part.frames, overlay(part.frames, heat, top)], dim=3)
             strips = waveform_strips(part.waveform, part.times, 2 * side)
             writer.write(torch.cat([pictures, strips], dim=2), part.waveform)
-    os.replace(temporary, out)
     return top
 
 
@@ -124,13 +123,13 @@ class _Writer:
     """An MP4 of H.264 and AAC.
 
     Args:
-        path: The file.
+        file: Where to.
         fps: Frames a second.
         size: Height and width, even.
     """
 
-    def __init__(self, path: Path, fps: int, size: tuple[int, int]) -> None:
-        self._container = av.open(str(path), "w", format="mp4")
+    def __init__(self, file: BinaryIO, fps: int, size: tuple[int, int]) -> None:
+        self._container = av.open(file, "w", format="mp4")
         self._video = self._container.add_stream(
             "libx264", rate=fps, options={"preset": "veryfast", "crf": "18"}
         )

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from atomic import write_atomically
 from datasets.decode import resize_and_crop
 from datasets.media.container import SAMPLE_RATE, MediaSettings, read_media
 from datasets.synthetic.masks import object_masks, read_world
@@ -24,6 +25,7 @@ from datasets.synthetic.scene import SPLITS, clip_path, make_scene
 from engine.evaluation.grounding import grounding_scores, time_alignment, to_pixels
 from engine.ground.grounder import Grounder
 from models import build_model
+from terminal import show_control_characters
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def measure(grounder: Grounder, clips: WorldClips) -> dict[str, float]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measures what the command line names."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m engine.ground.measure", description=(__doc__ or "").split("\n")[0]
     )
@@ -123,7 +126,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name, value in found["trained"].items():
         print(f"{name:24}{value:10.3f}{found['untrained'][name]:10.3f}")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n")
+        write_atomically(options.json, json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,12 @@ import torch
 from engine.ground.film import make_film
 from engine.ground.grounder import Grounder
 from engine.namesake import check_datasets
+from terminal import show_control_characters
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Makes the film that the command line asks for."""
+    show_control_characters()
     check_datasets()
     parser = argparse.ArgumentParser(
         prog="python -m engine.ground", description=(__doc__ or "").split("\n")[0]

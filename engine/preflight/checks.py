@@ -27,6 +27,7 @@ from engine.tasks.finetune_config import LabelledConfig
 from engine.training.train_config import TrainConfig
 from home_paths import command_line
 from models import Workload, build_model, parameter_count
+from terminal import show_control_characters
 
 _GB = 1e9
 
@@ -222,6 +223,7 @@ def _estimate_cost(run: PlannedRun, clips: int, cluster: Cluster, report: Report
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks what the command line says; see ``python -m launch.preflight``."""
+    show_control_characters()
     given = command_line(arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(prog="python -m launch.preflight")

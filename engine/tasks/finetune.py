@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from datasets.loading.joined import training_order
 from engine.config import parse_config, save_config
 from engine.objectives.base import Objective

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
-
 from engine.training.checkpoint import Checkpoint, CheckpointError
+from strict_yaml import load_yaml
 
 #: What the checkpoint's numbers mean depends on these; sections end with a dot.
 _FIXED = ("seed", "model.", "objective.kind")
@@ -18,7 +17,7 @@ _FREE = ("model.mask.",)
 
 def changed_settings(checkpoint: Checkpoint, config_yaml: str) -> dict[str, tuple[object, object]]:
     """The settings in which a run differs from its checkpoint: before and now, by key."""
-    before, now = (_flatten(yaml.safe_load(text)) for text in (checkpoint.config_yaml, config_yaml))
+    before, now = (_flatten(load_yaml(text)) for text in (checkpoint.config_yaml, config_yaml))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return {key: (before.get(key), now.get(key)) for key in keys}
 
@@ -29,7 +28,7 @@ def check_settings(checkpoint: Checkpoint, config_yaml: str) -> list[str]:
     Raises:
         CheckpointError: One was changed that may not be.
     """
-    before = _flatten(yaml.safe_load(checkpoint.config_yaml))
+    before = _flatten(load_yaml(checkpoint.config_yaml))
     changes = changed_settings(checkpoint, config_yaml)
     # A key that the checkpoint's version did not have has its default now, which is what was done then.
     fixed = [key for key in changes if key in before and key.startswith(_FIXED) and not key.startswith(_FREE)]

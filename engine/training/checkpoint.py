@@ -36,11 +36,18 @@ import torch
 from torch import Tensor, nn
 from torch._weights_only_unpickler import UnpicklingError
 
-from datasets.atomic import fsync
+from atomic import fsync, write_atomically
 from engine.objectives.base import Objective
 from engine.parallel.restricted import tensors_only
 from engine.parallel.world import World
-from engine.training.integrity import STATE, digest_files, find_damage, read_sealed, write_sealed
+from engine.training.integrity import (
+    STATE,
+    check_listed,
+    digest_files,
+    find_damage,
+    read_sealed,
+    write_sealed,
+)
 from engine.training.runlog import logger
 from engine.training.train_config import TrainConfig
 from models.weights.tensor_files import write_safetensors
@@ -211,6 +218,7 @@ def _open_checkpoint(path: Path) -> Checkpoint:
     try:
         values = read_sealed(path / STATE)
         known = {f.name: values[f.name] for f in fields(CheckpointState) if f.name in values}
+        check_listed(values.get("files", {}))
         state = CheckpointState(**known)
         state = replace(state, beside_model=tuple(state.beside_model))
         if f"step_{state.step:08d}" != path.name:
@@ -270,7 +278,7 @@ def save_checkpoint(
             write_safetensors(
                 temporary / _BESIDE_MODEL, {name: value.cpu() for name, value in beside.items()}
             )
-        (temporary / "config.yaml").write_text(config_yaml, encoding="utf-8")
+        write_atomically(temporary / "config.yaml", config_yaml)
     world.barrier()
     # On every node: one that vanishes later must not take along what it had yet to write.
     _sync_tree(temporary)
@@ -284,8 +292,6 @@ def save_checkpoint(
             objective=objective.kind, beside_model=beside, **vars(notes),
         )  # fmt: skip
         write_sealed(temporary / STATE, asdict(state))
-        fsync(temporary / STATE)
-        fsync(temporary)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         fsync(folder)

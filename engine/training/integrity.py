@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from atomic import write_atomically
 from engine.parallel.world import World
 
 #: The file that holds the list. It is written last and sealed by itself.
@@ -39,7 +40,7 @@ def find_damage(folder: Path, files: Mapping[str, tuple[int, str]], world: World
 
 def write_sealed(path: Path, values: Mapping[str, Any]) -> None:
     """Writes a JSON object with its own SHA-256 as its last entry."""
-    path.write_text(json.dumps({**values, _SEAL: _seal(values)}, indent=1) + "\n", encoding="utf-8")
+    write_atomically(path, json.dumps({**values, _SEAL: _seal(values)}, indent=1) + "\n")
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_bytes())
     except OSError as error:
         raise ValueError(f"{path.name} can't be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path.name} is no JSON ({error})") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path.name} holds no JSON object")
@@ -60,6 +61,17 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if seal is not None and seal != _seal(values):
         raise ValueError(f"{path.name} was changed since it was written")
     return values
+
+
+def check_listed(files: Mapping[str, tuple[int, str]]) -> None:
+    """Raises a ``ValueError`` unless what ``state.json`` lists as files are names within the checkpoint."""
+    if not isinstance(files, dict):
+        raise ValueError(f"{STATE}: files is a {type(files).__name__}, not a mapping of names")
+    for name, found in files.items():
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise ValueError(f"{STATE} lists {name[:200]!r}, which is no file within the checkpoint")
+        if not (isinstance(found, list | tuple) and [type(value) for value in found] == [int, str]):
+            raise ValueError(f"{STATE} lists no size and SHA-256 for {name[:200]!r}")
 
 
 def _digest(path: Path) -> tuple[int, str]:

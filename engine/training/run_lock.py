@@ -24,7 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from engine.parallel.world import World
 from engine.training.runlog import logger
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from datasets.atomic import write_atomically
+from atomic import open_to_append, write_atomically
 from engine.training.status import update_status
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class RunLog:
             return
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
-        with self._metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False) + "\n")
+        with open_to_append(self._metrics) as file:
+            file.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False).encode() + b"\n")
 
     def progress(self, step: int, values: dict[str, float]) -> None:
         """Shows the training metrics of a log interval on the console."""
@@ -96,12 +96,13 @@ class RunLog:
         """Writes a (3, H, W) uint8 picture to TensorBoard and as PNG to ``RUN/pictures/``."""
         if self._run is None or self._writer is None:
             return
-        from torchvision.io import write_png
+        from torchvision.io import encode_png
 
         self._writer.add_image(name, picture, step)
         folder = self._run / "pictures"
         folder.mkdir(exist_ok=True)
-        write_png(picture, str(folder / f"{name.replace('/', '_')}_{step:08d}.png"))
+        content = encode_png(picture).numpy().tobytes()
+        write_atomically(folder / f"{name.replace('/', '_')}_{step:08d}.png", content)
 
     def status(self, step: int, **changes: Any) -> None:
         """Notes in ``status.json`` how the run stands; see `engine.training.status`."""

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 
 NAME = "status.json"
 _EMPTY: dict[str, Any] = {

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients

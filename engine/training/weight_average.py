@@ -16,7 +16,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor, nn
 
-from datasets.atomic import write_atomically
+from atomic import write_atomically
 from engine.training.checkpoint import find_checkpoints
 from models.weights.tensor_files import write_safetensors
 

@@ -34,7 +34,7 @@ def model_card(description: Description, result: str, usage: str) -> str:
         f"## Origin\n\n{_table(description.provenance)}",
     ]
     if description.labels:
-        parts.append(f"## Classes of the training data\n\n{', '.join(map(_plain, description.labels))}")
+        parts.append(f"## Classes of the training data\n\n{', '.join(map(plain_text, description.labels))}")
     return "\n\n".join(parts) + "\n"
 
 
@@ -46,7 +46,7 @@ def _sound(fbank: FbankConfig) -> str:
     )
 
 
-def _plain(value: object) -> str:
+def plain_text(value: object) -> str:
     """Text of others as text: no markup, no link, no line or cell of its own."""
     text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value))
     return re.sub(r"([\\`*_{}\[\]|])", r"\\\1", html.escape(text, quote=False))
@@ -54,7 +54,7 @@ def _plain(value: object) -> str:
 
 def _table(values: dict[str, Any]) -> str:
     rows = "\n".join(
-        f"| {_plain(key)} | {_plain(value)} |" for key, value in values.items() if value is not None
+        f"| {plain_text(key)} | {plain_text(value)} |" for key, value in values.items() if value is not None
     )
     return f"| | |\n|---|---|\n{rows}"
 

@@ -19,12 +19,20 @@ from typing import Any, cast
 
 from torch import nn
 
+from atomic import write_atomically
 from home_paths import command_line
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
 from models.convert import add_source_arguments, parse_settings, save_published
 from models.encoders import Encoder
-from models.export.card import earsight_usage, model_card, program_usage, published_usage, timm_usage
+from models.export.card import (
+    earsight_usage,
+    model_card,
+    plain_text,
+    program_usage,
+    published_usage,
+    timm_usage,
+)
 from models.export.program import ONNX_TOLERANCE, export_programs
 from models.export.timm import PlainTowers, export_timm, plain_towers
 from models.pretrained import describe, load_model, named_state
@@ -33,6 +41,7 @@ from models.weights.description import Description, save_described
 from models.weights.errors import WeightsError
 from models.weights.sources import SourceKind, SourceWeights, read_weights
 from models.weights.tensor_files import WEIGHTS_NAME, read_json
+from terminal import show_control_characters
 
 
 def export(
@@ -65,8 +74,8 @@ def export(
     target.mkdir(parents=True, exist_ok=True)
     result, usage = _FORMS[form](model.eval(), description, target, onnx)
     if labels is None and (data := found.provenance.get("data")):
-        result += f"\nWithout the names of the training data's classes: {data} is not here, or has none."
-    (target / "README.md").write_text(model_card(description, result, usage))
+        result += f"\nWithout the names of the training data's classes: {plain_text(data)} is not here, or has none."
+    write_atomically(target / "README.md", model_card(description, result, usage))
     return result
 
 
@@ -87,7 +96,7 @@ def training_labels(source: SourceWeights) -> tuple[str, ...] | None:
 def _earsight(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     state = named_state(encoder_of(model))
     values = save_described(folder / WEIGHTS_NAME, state, description)
-    (folder / "config.json").write_text(json.dumps(values, indent=1) + "\n")
+    write_atomically(folder / "config.json", json.dumps(values, indent=1) + "\n")
     megabytes = (folder / WEIGHTS_NAME).stat().st_size / 1e6
     return f"The encoders, {len(state)} tensors, {megabytes:.0f} MB.", earsight_usage(folder, description)
 
@@ -126,7 +135,7 @@ def _published(model: nn.Module, description: Description, folder: Path, onnx: b
 def _torch_export(model: nn.Module, description: Description, folder: Path, onnx: bool) -> tuple[str, str]:
     assert description.fbank is not None
     differences = export_programs(encoder_of(model), description.fbank, folder, onnx=onnx)
-    (folder / "config.json").write_text(json.dumps(description.to_json(), indent=1) + "\n")
+    write_atomically(folder / "config.json", json.dumps(description.to_json(), indent=1) + "\n")
     lines = [
         f"{name}: differs from Earsight's by at most {value:.1e}." for name, value in differences.items()
     ]
@@ -144,6 +153,7 @@ _FORMS: dict[str, Callable[[nn.Module, Description, Path, bool], tuple[str, str]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Exports what the command line names."""
+    show_control_characters()
     parser = argparse.ArgumentParser(
         prog="python -m models.export", description=(__doc__ or "").split("\n")[0]
     )

@@ -19,6 +19,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from atomic import write_atomically
 from models.cav_mae.config import CavMaeModelConfig
 from models.cav_mae.encoder import AudioVisualEncoder
 from models.equiav.config import EquiAvModelConfig
@@ -156,7 +157,7 @@ def _export(encoder: PlainTowers, description: Description, modality: str, folde
     folder.mkdir(parents=True, exist_ok=True)
     state, config = timm_state(encoder, modality), timm_config(description, modality)
     write_safetensors(folder / WEIGHTS_NAME, state)
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_atomically(folder / "config.json", json.dumps(config, indent=1) + "\n")
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     inputs = torch.randn(
         2, *config["pretrained_cfg"]["input_size"], generator=torch.Generator().manual_seed(0)

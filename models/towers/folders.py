@@ -39,7 +39,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         return {}
     try:
         found = json.loads(path.read_text())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} can't be read as JSON: {error}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{path} holds no JSON object")

@@ -19,7 +19,6 @@ from typing import Any
 
 import timm
 import torch
-import yaml
 from torch import Tensor
 
 from models.config import ModelConfig
@@ -38,6 +37,7 @@ from models.weights.errors import WeightsError
 from models.weights.published import infer_config
 from models.weights.tensor_files import TensorFile, locate, read_file, read_json
 from models.weights.timm_vit import infer_vit_config
+from strict_yaml import load_yaml_file
 
 _TIMM = "timm:"
 
@@ -222,7 +222,10 @@ def _description(file: TensorFile) -> Description | None:
     path = next((path for path in paths if path.is_file()), None)
     if path is None:
         return None
-    values = yaml.safe_load(path.read_text())
+    try:
+        values = load_yaml_file(path)
+    except (OSError, ValueError) as error:
+        raise WeightsError(str(error)) from error
     if not isinstance(values, Mapping) or "model" not in values:
         raise WeightsError(f"{path} has no section `model`")
     fbank = values.get("fbank")

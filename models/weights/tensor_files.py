@@ -6,7 +6,6 @@ safetensors files hold nothing but tensors; ``torch.save`` files are read by `mo
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from atomic import replacing_by_name
 from models.weights.errors import WeightsError
 from models.weights.unpickle import load_tensors
 from models.weights.zero import MODEL_STATES, with_float32_weights
@@ -157,15 +157,11 @@ def write_safetensors(
         metadata: Beside the format's own.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".writing_{path.name}")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    mode = temporary.stat().st_mode
-    save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
-    temporary.chmod(mode)
-    with temporary.open("rb") as file:
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    with replacing_by_name(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode
+        save_file(dict(tensors), temporary, metadata={"format": "pt", **(metadata or {})})
+        temporary.chmod(mode)
 
 
 def _read_torch(path: Path) -> TensorFile:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from datasets.atomic import refuse_links, write_atomically
+from atomic import refuse_links, write_atomically
 from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_config
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.export.card import _plain
+from models.export.card import plain_text
 from models.weights.errors import WeightsError
 from models.weights.sources import read_weights, without_secrets
 from models.weights.tensor_files import read_file
@@ -52,4 +52,4 @@ def test_secrets_of_locations_stay_behind() -> None:
 
 
 def test_text_of_others_is_text_in_a_card() -> None:
-    assert _plain("a\n# b | [c](d) <script>\x1b[31m") == r"a # b \| \[c\](d) &lt;script&gt; \[31m"
+    assert plain_text("a\n# b | [c](d) <script>\x1b[31m") == r"a # b \| \[c\](d) &lt;script&gt; \[31m"

@@ -1,12 +1,14 @@
-"""Files that are there whole or not at all, also after a power cut, and that are written through no link.
+"""The one way in which files are written: whole or not at all, also after a power cut, and through no link.
 
 A folder that others made may hold a symbolic link under any name. What is written here goes to a file of its own, which
-then takes the name: a link there is replaced, and what it pointed at stays as it is.
+then takes the name: a link there is replaced, and what it pointed at stays as it is. A test walks the code for files
+that are written otherwise.
 """
 
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,9 +42,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         OSError: The disk is full or fails; nothing is left behind.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "xb") as file:
+        with new_file(temporary) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -53,21 +54,60 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
     fsync(path.parent)
 
 
-def refuse_links(folder: Path, skip: Collection[str] = ()) -> None:
+def new_file(path: Path) -> BinaryIO:
+    """A new file of that name, in the place of whatever has it."""
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
+
+
+@contextmanager
+def replacing_by_name(path: Path) -> Iterator[Path]:
+    """The same for libraries that open files themselves: the name of a file that is to be written.
+
+    It has the name's own ending, and lies in a new folder beside ``path`` which nobody else can know.
+    """
+    with tempfile.TemporaryDirectory(
+        prefix=f".{path.name[:80]}.", suffix=TEMPORARY_SUFFIX, dir=path.parent
+    ) as folder:
+        temporary = Path(folder, path.name)
+        yield temporary
+        fsync(temporary)
+        os.replace(temporary, path)
+    fsync(path.parent)
+
+
+def open_to_append(path: Path) -> BinaryIO:
+    """A file to write to behind what it holds; unbuffered, so that each ``write`` is whole or has an error.
+
+    Raises:
+        OSError: It is a symbolic link, or can't be opened.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o666), "ab", buffering=0)
+
+
+def refuse_links(folder: Path, skip: Collection[str] = (), *, itself: bool = False) -> None:
     """Raises a ``ValueError`` where a symbolic link lies below a folder that is about to be written to.
 
     Args:
-        folder: The folder, which may be a link itself, or not be there yet.
+        folder: The folder, which need not be there yet.
         skip: Names in it that are not looked into.
+        itself: Whether the folder must be no link either; one whose name a person gave may be.
     """
+    if itself and folder.is_symlink():
+        raise _link_error(folder)
     for place, folders, files in os.walk(folder):
         if Path(place) == folder:
             folders[:] = [name for name in folders if name not in skip or Path(place, name).is_symlink()]
         for name in (*folders, *files):
             if (path := Path(place, name)).is_symlink():
-                raise ValueError(
-                    f"{path} is a symbolic link: nothing is written through one. Remove it, or choose another folder"
-                )
+                raise _link_error(path)
+
+
+def _link_error(path: Path) -> ValueError:
+    return ValueError(
+        f"{path} is a symbolic link: nothing is written through one. Remove it, or choose another folder"
+    )
 
 
 def fsync(path: Path) -> None:
