@@ -10,6 +10,8 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,6 +31,9 @@ Columns = dict[str, NDArray[Any]]
 """Columns of some clips: ``id`` (N,) text, (N, D) float32 by name of the vector, ``labels`` (N, classes)."""
 
 _VECTORS = ("audio", "visual", "joint")
+#: A file may unfold to so many times its size, and so many bytes besides; vectors hardly pack at all.
+_UNFOLDED, _SPARE_BYTES = 100, 1 << 28
+_BATCH_ROWS = 1024
 
 
 def check_target(path: Path) -> None:
@@ -96,25 +101,75 @@ def read_embeddings(path: Path) -> Features:
     Raises:
         ValueError: It is no such file.
     """
-    if path.suffix == ".parquet":
-        columns = _read_parquet(path)
-    elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as file:
-            columns = {name: file[name] for name in file.files if name not in ("classes", "origin")}
-    else:
+    readers = {".parquet": _read_parquet, ".npz": load_npz}
+    if path.suffix not in readers:
         raise ValueError(f"{path} must be a .parquet or .npz file of embeddings")
-    if "id" not in columns:
-        raise ValueError(f"{path} holds no embeddings: it has no column `id`")
+    try:
+        columns = readers[path.suffix](path)
+        _check_columns(columns)
+    except Exception as error:  # readers of others' files end in errors of all kinds
+        raise ValueError(f"{path} holds no embeddings: {error or type(error).__name__}") from error
     labels = torch.from_numpy(columns["labels"]).float() if "labels" in columns else None
     streams = {name: torch.from_numpy(columns[name]) for name in _VECTORS if name in columns}
     return Features(columns["id"].tolist(), torch.arange(len(columns["id"])), labels, streams)
 
 
+def _check_columns(columns: Columns) -> None:
+    if "id" not in columns or columns["id"].ndim != 1:
+        raise ValueError("it has no column `id`")
+    for name in columns.keys() & {*_VECTORS, "labels"}:
+        values = columns[name]
+        if values.ndim != 2 or len(values) != len(columns["id"]) or values.dtype.kind not in "fiub":
+            raise ValueError(f"{name} is no column of {len(columns['id'])} vectors of numbers")
+
+
+def load_npz(path: Path) -> Columns:
+    """The arrays of an NPZ file; nothing is unpickled.
+
+    Raises:
+        Exception: Of any kind, where it is damaged, holds anything but plain arrays, or unfolds to far more than its
+            size.
+    """
+    with zipfile.ZipFile(path) as archive:
+        _check_unfolded(path, sum(member.file_size for member in archive.infolist()))
+        for member in archive.infolist():
+            _check_header(archive, member)
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _check_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> None:
+    """Raises a ``ValueError`` for an array that claims more values than follow: numpy makes room for all of them."""
+    with archive.open(member) as file:
+        version = np.lib.format.read_magic(file)
+        if version not in ((1, 0), (2, 0)):
+            raise ValueError(f"{member.filename[:80]!r} is of version {version}, and no plain array")
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+    if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"{member.filename[:80]!r} claims more values than it holds")
+
+
+def _check_unfolded(path: Path, size: int) -> None:
+    if size > _UNFOLDED * path.stat().st_size + _SPARE_BYTES:
+        raise ValueError(f"it unfolds to more than {_UNFOLDED} times its size, as no vectors do")
+
+
 def _read_parquet(path: Path) -> Columns:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table = pq.read_table(path)
-    metadata = json.loads((table.schema.metadata or {}).get(b"earsight", b"{}"))
+    batches, size = [], 0
+    with pq.ParquetFile(path) as file:
+        schema = file.schema_arrow
+        for batch in file.iter_batches(_BATCH_ROWS):
+            size += batch.nbytes
+            _check_unfolded(path, size)
+            batches.append(batch)
+    table = pa.Table.from_batches(batches, schema)
+    metadata = json.loads((schema.metadata or {}).get(b"earsight", b"{}"))
     columns: Columns = {}
     for name in table.column_names:
         column = table.column(name).combine_chunks()
@@ -123,7 +178,9 @@ def _read_parquet(path: Path) -> Columns:
         elif name == "id":
             columns[name] = np.array(column.to_pylist(), dtype=np.str_)
         elif name == "labels":
-            columns[name] = np.zeros((len(column), len(metadata["classes"])), np.float32)
+            classes = len(metadata["classes"])
+            _check_unfolded(path, 4 * len(column) * classes)
+            columns[name] = np.zeros((len(column), classes), np.float32)
             for row, labels in zip(columns[name], column.to_pylist(), strict=True):
                 row[labels] = 1
     return columns

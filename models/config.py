@@ -36,6 +36,11 @@ class ModelConfig:
         raise NotImplementedError(f"{type(self).__name__} does not say how many heads its encoder has")
 
     @property
+    def is_self_contained(self) -> bool:
+        """Whether all of its weights are its own, and none in a folder that it names."""
+        return True
+
+    @property
     def summary(self) -> str:
         """Its sizes in a line, for people."""
         return f"width {self.encoder_width}, {self.encoder_heads} heads"

@@ -13,6 +13,12 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+_LARGEST = {
+    "sample_rate": 768_000, "num_mel_bins": 1024, "target_length": 65_536,
+    "frame_length_ms": 1000, "frame_shift_ms": 1000,
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class FbankConfig:
     """The log-mel spectrogram. The defaults are those of the published CAV-MAE on AudioSet.
@@ -46,6 +52,9 @@ class FbankConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"fbank.{name} is {getattr(self, name)}; it must be positive")
+        for name, largest in _LARGEST.items():
+            if not getattr(self, name) <= largest:
+                raise ValueError(f"fbank.{name} is {getattr(self, name):.15g}; it can be {largest} at most")
         if self.frame_length < 2 or self.frame_shift < 1:
             raise ValueError(
                 "fbank.frame_length_ms and frame_shift_ms must span at least 2 samples and 1 sample"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from os import PathLike
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,11 @@ from models.weights.description import Description
 from models.weights.errors import WeightsError
 from models.weights.initialize import InitReport, initialize
 from models.weights.sources import SourceKind, SourceWeights, read_weights
+
+M = TypeVar("M", bound=nn.Module)
+
+#: What a model may have beyond the weights of a file that describes it, such as a decoder that was left out.
+_SPARE_VALUES = 1 << 26
 
 
 class PretrainedEncoders(nn.Module):
@@ -135,7 +141,7 @@ def load_pretrained(source: str | PathLike[str], **known: Any) -> PretrainedEnco
             f"{found.path} is a picture model: a start for training (init), no audio-visual encoder"
         )
     config = found.model_config(**known)
-    encoder = build_encoder(config)
+    encoder = build_described(found, config, lambda: build_encoder(config))
     initialize(encoder, found)
     return PretrainedEncoders(encoder, describe(found, config)).eval()
 
@@ -164,13 +170,32 @@ def load_model(
     config = source.model_config(**known)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        if source.num_classes is not None:
-            model: nn.Module = AudioVisualClassifier(config, source.num_classes)
-        elif source.is_encoder_alone:
-            model = build_encoder(config)
-        else:
-            model = build_model(config)
+        model = build_described(source, config, partial(_build_whole, source, config))
     return model, initialize(model, source, allow)
+
+
+def _build_whole(source: SourceWeights, config: ModelConfig) -> nn.Module:
+    if source.num_classes is not None:
+        return AudioVisualClassifier(config, source.num_classes)
+    return build_encoder(config) if source.is_encoder_alone else build_model(config)
+
+
+def build_described(source: SourceWeights, config: ModelConfig, build: Callable[[], M]) -> M:
+    """What ``build`` makes, if the model that weights describe is about as large as they are.
+
+    Raises:
+        WeightsError: It is far larger, or of sizes that no model has: a description may say anything.
+    """
+    try:
+        if source.config is not None and config.is_self_contained:
+            with torch.device("meta"):  # no memory is taken
+                values = sum(value.numel() for value in build().state_dict().values())
+            held = sum(value.numel() for value in source.state.values())
+            if values > 2 * held + _SPARE_VALUES:
+                raise WeightsError(f"it describes a model of {values} values and holds {held}")
+        return build()
+    except ValueError as error:
+        raise WeightsError(f"{source.path}: {error}") from error
 
 
 def named_state(model: nn.Module) -> dict[str, Tensor]:

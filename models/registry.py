@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from models.config import ModelConfig, unknown_name
 from models.encoders import Encoder
 from models.frontend import FbankConfig
+
+#: Most layers of a kind, largest width and side, most values of one activation of one clip.
+_DEEPEST, _WIDEST, _MOST_VALUES = 256, 65_536, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -156,11 +159,37 @@ def create_model(name: str, **overrides: Any) -> nn.Module:
     return build_model(create_config(name, **overrides))
 
 
+def check_sizes(config: ModelConfig) -> None:
+    """Raises a ``ValueError`` for sizes that no model has, before a machine's memory is spent on them."""
+    for place, value in _numbers(asdict(config), "model"):
+        name = place.rpartition(".")[2]
+        largest = _DEEPEST if "depth" in name or "convs" in name else _WIDEST
+        if value > largest:
+            raise ValueError(f"{place} is {value:.15g}; it can be {largest} at most")
+    inputs = max(config.audio_length * config.num_mel_bins, config.image_size**2)
+    tokens = inputs // getattr(config, "patch_size", 16) ** 2 * config.num_frames
+    if tokens * config.encoder_width > _MOST_VALUES:
+        raise ValueError(
+            f"model: an input of {tokens} patches of width {config.encoder_width} is more than can be computed with: "
+            "make image_size, audio_length or the width smaller, or patch_size larger"
+        )
+
+
+def _numbers(values: Mapping[str, Any], where: str) -> Iterator[tuple[str, int | float]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{where}.{name}")
+        elif isinstance(value, int | float):
+            yield f"{where}.{name}", value
+
+
 def build_model(config: ModelConfig) -> nn.Module:
-    """Builds the pretraining model of a config, randomly initialised."""
+    """Builds the pretraining model of a config, randomly initialised; ``ValueError`` as of `check_sizes`."""
+    check_sizes(config)
     return family_of(config.name).build(config)
 
 
 def build_encoder(config: ModelConfig) -> Encoder[Any]:
-    """Builds the encoder of a config alone, randomly initialised."""
+    """Builds the encoder of a config alone, randomly initialised; ``ValueError`` as of `check_sizes`."""
+    check_sizes(config)
     return family_of(config.name).build_encoder(config)

@@ -60,9 +60,8 @@ def writes(tree: ast.AST) -> Iterator[tuple[int, str]]:
                 yield node.lineno, name
         elif last in WRITERS and receiver not in OPENED | {"copy"} and (words or last == "touch"):
             yield node.lineno, last
-        elif last == "save" and any(word.strip("'\"") in ("PNG", "JPEG") for word in words[1:]):
-            if words[0] not in OPENED:
-                yield node.lineno, "Image.save"
+        elif last == "save" and {"'PNG'", "'JPEG'"} & set(words[1:]) and words[0] not in OPENED:
+            yield node.lineno, "Image.save"
 
 
 def sources() -> Iterator[Path]:

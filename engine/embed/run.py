@@ -32,7 +32,7 @@ from datasets.loading.reader import FrameChoice, all_frames, middle_frame
 from engine.embed.backbones import is_backbone, load_backbone
 from engine.embed.embedder import EarsightEmbedder, Embedder
 from engine.embed.sources import SUFFIXES, EmbedSource, describe_others, open_source
-from engine.embeddings import Columns, check_target, write_embeddings
+from engine.embeddings import Columns, check_target, load_npz, write_embeddings
 from engine.namesake import check_datasets
 from engine.training.runlog import logger, setup_console
 from home_paths import command_line
@@ -106,8 +106,7 @@ class EmbedJob:
     def parts(self) -> Iterator[Columns]:
         """All parts in order."""
         for part in range(len(self.starts)):
-            with np.load(self.path(part), allow_pickle=False) as file:
-                yield {name: file[name] for name in file.files}
+            yield load_npz(self.path(part))
 
 
 def _is_whole(part: Path) -> bool:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from models import AudioFrontEnd, FbankConfig, VisualFrontEnd, build_model, family_of
 from models.dense.model import DenseModel
 from models.dense.similarity import pair_volumes, weighted_mean
+from models.pretrained import build_described
 from models.towers import Sound
 from models.weights.initialize import initialize
 from models.weights.sources import read_weights
@@ -47,7 +48,7 @@ class Grounder(nn.Module):
             raise ValueError(
                 f"{found.path} holds a {config.name}: heat is that of a run with objective.kind dense (docs/dense.md)"
             )
-        model = build_model(config)
+        model = build_described(found, config, lambda: build_model(config))
         assert isinstance(model, DenseModel)
         initialize(model, found)
         sizes = {"target_length": config.audio_length, "num_mel_bins": config.num_mel_bins}

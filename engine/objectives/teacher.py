@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from models import Encoder, FbankConfig, ModelConfig, build_encoder
-from models.pretrained import describe
+from models.pretrained import build_described, describe
 from models.weights.description import save_described, weights_hash
 from models.weights.errors import WeightsError
 from models.weights.initialize import initialize
@@ -100,7 +100,7 @@ class FrozenTeacher:
             self._check(config, source.fbank)
         except ValueError as error:
             raise WeightsError(f"objective.teacher {source.path}: {error}") from error
-        encoder = build_encoder(config)
+        encoder = build_described(source, config, lambda: build_encoder(config))
         initialize(encoder, source)
         self._encoder = encoder.requires_grad_(False).eval()
         self._sha256, self._device = _encoder_hash(source), torch.device("cpu")

@@ -29,6 +29,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import safetensors
 import safetensors.torch
@@ -50,8 +51,9 @@ from engine.training.integrity import (
 )
 from engine.training.runlog import logger
 from engine.training.train_config import TrainConfig
+from models.weights.errors import WeightsError
 from models.weights.tensor_files import write_safetensors
-from models.weights.unpickle import refusal
+from models.weights.unpickle import refusal, refuse_unfolding
 
 _NAME = re.compile(r"^step_(\d{8})$")
 _DEEPSPEED = "deepspeed"
@@ -327,6 +329,7 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None 
         CheckpointError: It can't be loaded, or holds more than tensors; nothing of it was run.
     """
     tag = _UNIVERSAL if universal else _DEEPSPEED
+    _refuse_unfolding(checkpoint)
     try:
         with plain_path(universal or checkpoint.path) as folder, tensors_only():
             loaded, _ = engine.load_checkpoint(folder, tag=tag)
@@ -336,6 +339,14 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None 
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
     if universal is not None:
         _restore_untrained(engine.module, checkpoint)
+
+
+def _refuse_unfolding(checkpoint: Checkpoint) -> None:
+    for path in sorted((checkpoint.path / _DEEPSPEED).glob("*.pt")):
+        try:
+            refuse_unfolding(path)
+        except (WeightsError, BadZipFile) as error:
+            raise CheckpointError(f"{path} can't be read: {error}") from error
 
 
 @torch.no_grad()
@@ -417,6 +428,7 @@ def make_universal(checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: The state can't be converted, or holds more than tensors; nothing of it was run.
     """
+    _refuse_unfolding(checkpoint)
     folder = Path(tempfile.mkdtemp(prefix=_CONVERTING, dir=checkpoint.path))
     command = [sys.executable, "-P", "-m", "engine.parallel.restricted", "--inject_missing_state"]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]

@@ -150,6 +150,11 @@ class DenseModelConfig(ModelConfig):
         return self.num_heads
 
     @property
+    def is_self_contained(self) -> bool:
+        """See `ModelConfig.is_self_contained`."""
+        return self.audio.source is None and self.visual.source is None
+
+    @property
     def audio_patch_length(self) -> int:
         """See `ModelConfig.audio_patch_length`."""
         return STRIDE

@@ -27,7 +27,7 @@ def model_card(description: Description, result: str, usage: str) -> str:
     parts = [
         "# Audio-visual encoders",
         f"{model.name} trained with Earsight: {model.summary}.",
-        result.replace("\n", "\n\n"),
+        "\n\n".join(map(plain_text, result.splitlines())),
         f"## Use\n\nFrom the folder that this one is in.\n\n{usage}",
         f"## Input\n\n{_sound(description.fbank)}\n\nFrames: shorter side to {model.image_size} pixels, "
         f"bicubic, centre square, RGB in 0 … 1, less {IMAGENET_MEAN}, over {IMAGENET_STD}.",

@@ -28,7 +28,6 @@ from models.encoders import Encoder
 from models.export.card import (
     earsight_usage,
     model_card,
-    plain_text,
     program_usage,
     published_usage,
     timm_usage,
@@ -74,7 +73,7 @@ def export(
     target.mkdir(parents=True, exist_ok=True)
     result, usage = _FORMS[form](model.eval(), description, target, onnx)
     if labels is None and (data := found.provenance.get("data")):
-        result += f"\nWithout the names of the training data's classes: {plain_text(data)} is not here, or has none."
+        result += f"\nWithout the names of the training data's classes: {data} is not here, or has none."
     write_atomically(target / "README.md", model_card(description, result, usage))
     return result
 

@@ -22,6 +22,7 @@ from models.towers.base import AudioTower, Sound, Tokens, VisualTower, first
 
 SOUND = ("hubert", "wav2vec2")
 PICTURE = ("dinov2",)
+_DEEPEST, _SPARE_VALUES = 256, 1 << 24
 _OFF = {
     **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
     **dict.fromkeys(("layerdrop", "mask_time_prob", "mask_feature_prob", "final_dropout"), 0.0),
@@ -70,6 +71,7 @@ def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[s
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in _OFF.keys() & settings.keys():
         setattr(config, name, _OFF[name])
+    _check_size(folder, config)
     try:
         model, loading = AutoModel.from_pretrained(
             folder,
@@ -79,11 +81,29 @@ def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[s
             output_loading_info=True,
             attn_implementation="sdpa",
         )
-    except OSError as error:
+    except (OSError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no weights that can be read: {error}") from None
     if loading["missing_keys"]:
         raise ValueError(f"{folder} lacks weights of the model, such as {sorted(loading['missing_keys'])[0]}")
     return model, read_settings(folder / "preprocessor_config.json")
+
+
+def _check_size(folder: Path, config: Any) -> None:
+    """Raises a ``ValueError`` where a folder describes a model far larger than its weights, before that is built."""
+    from transformers import AutoModel
+
+    held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    for name, value in config.to_dict().items():
+        sizes = value if isinstance(value, list | tuple) else [value]
+        largest = _DEEPEST if "layers" in name else max(held, _SPARE_VALUES)
+        if len(sizes) > _DEEPEST or any(isinstance(size, int) and size > largest for size in sizes):
+            raise ValueError(f"{folder / 'config.json'}: {name} is more than any model with its weights has")
+    with torch.device("meta"):  # no memory is taken
+        values = sum(value.numel() for value in AutoModel.from_config(config).state_dict().values())
+    if values > held + _SPARE_VALUES:  # a value takes a byte at least
+        raise ValueError(
+            f"{folder / 'config.json'} describes a model of {values} values; its weights are {held} bytes"
+        )
 
 
 class WaveTower(AudioTower):

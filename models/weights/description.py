@@ -73,12 +73,18 @@ def parse_description(values: Mapping[str, Any], where: str) -> Description:
     version = values.get("version")
     if version != FORMAT_VERSION:
         raise WeightsError(f"{where}: its format version is {version}; this program reads {FORMAT_VERSION}")
-    labels = values.get("labels")
+    labels, provenance = values.get("labels"), values.get("provenance") or {}
+    if labels is not None and not (
+        isinstance(labels, list) and all(isinstance(name, str) for name in labels)
+    ):
+        raise WeightsError(f"{where}: labels is no list of names")
+    if not isinstance(provenance, Mapping):
+        raise WeightsError(f"{where}: provenance is no mapping")
     return Description(
         parse_model(values.get("model"), where),
         None if values.get("fbank") is None else parse_fbank(values["fbank"], where),
         None if labels is None else tuple(labels),
-        dict(values.get("provenance") or {}),
+        dict(provenance),
     )
 
 
@@ -109,13 +115,20 @@ def _settings(kind: type[T], values: Any, where: str) -> T:
         else value
         for name, value in values.items()
     }
-    return kind(**given)
+    return _made(kind, given, where)
+
+
+def _made(kind: type[T], values: Mapping[str, Any], where: str) -> T:
+    try:
+        return kind(**values)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:  # of values of any kind
+        raise WeightsError(f"{where}: {error}") from error
 
 
 def parse_fbank(values: Any, where: str) -> FbankConfig:
     """An `FbankConfig` from plain values."""
     _check_keys(values, FbankConfig, f"{where}: fbank")
-    return FbankConfig(**values)
+    return _made(FbankConfig, values, f"{where}: fbank")
 
 
 def _check_keys(values: Any, kind: type, where: str) -> None:

@@ -8,7 +8,6 @@ becomes of each tensor in a given model is `models.weights.initialize`'s part.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -35,7 +34,7 @@ from models.weights.description import (
 )
 from models.weights.errors import WeightsError
 from models.weights.published import infer_config
-from models.weights.tensor_files import TensorFile, locate, read_file, read_json
+from models.weights.tensor_files import TensorFile, locate, parse_json, read_file, read_json
 from models.weights.timm_vit import infer_vit_config
 from strict_yaml import load_yaml_file
 
@@ -213,7 +212,7 @@ def _recognise(file: TensorFile) -> SourceWeights:
 def _description(file: TensorFile) -> Description | None:
     """What an Earsight file says of itself, or the config beside a checkpoint's weights."""
     if METADATA_KEY in file.metadata:
-        values = json.loads(file.metadata[METADATA_KEY])
+        values = parse_json(file.metadata[METADATA_KEY], file.path)
         if values.get("weights_sha256") != weights_hash(file.tensors):
             raise WeightsError(f"{file.path} is damaged: its weights are not those it was written with")
         return parse_description(values, str(file.path))
@@ -284,12 +283,16 @@ def _is_plain(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and abs(value) <= 65_536)
 
 
+def _is_plain_argument(name: str, value: Any) -> bool:
+    return _is_plain(value) and not (name == "depth" and isinstance(value, int | float) and value > 256)
+
+
 def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) -> SourceWeights:
     """The weights of a timm ViT, whose names must be exactly that model's; only its head may differ."""
     if name not in timm.list_models():
         raise WeightsError(f"timm has no model {name!r}; see timm.list_models('vit_*')")
     unknown = sorted(str(key) for key in model_args if key not in _TIMM_ARGUMENTS)
-    if unknown or not all(_is_plain(value) for value in model_args.values()):
+    if unknown or not all(_is_plain_argument(name, value) for name, value in model_args.items()):
         raise WeightsError(
             f"{file.path.with_name('config.json')}: model_args may hold sizes of a ViT alone"
             + (f", not {', '.join(unknown)[:200]}" if unknown else "")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -119,13 +120,7 @@ def read_file(path: Path) -> TensorFile:
     file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     if not file.tensors:
         raise WeightsError(f"{path} holds no tensors")
-    for name, value in file.tensors.items():
-        if (
-            value.numel() * value.element_size() > value.untyped_storage().nbytes()
-        ):  # a view that repeats its values
-            raise WeightsError(
-                f"{path}: {name[:100]!r} claims {value.numel()} values, more than the file holds"
-            )
+    _check_claims(path, file.tensors)
     kinds = {
         str(value.dtype).removeprefix("torch.")
         for value in file.tensors.values()
@@ -133,6 +128,22 @@ def read_file(path: Path) -> TensorFile:
     }
     tensors = {name: _float32(value) for name, value in _without_prefixes(file.tensors).items()}
     return TensorFile(path, tensors, file.metadata, file.left, ", ".join(sorted(kinds)))
+
+
+def _check_claims(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raises a `WeightsError` for tensors that stand for more values than the file holds, one by one or together."""
+    for name, value in tensors.items():
+        if value.layout is not torch.strided or value.is_meta or value.is_quantized or value.is_nested:
+            raise WeightsError(f"{path}: {name[:100]!r} is no plain tensor")
+        # A view may repeat its values.
+        if value.numel() * value.element_size() > value.untyped_storage().nbytes():
+            raise WeightsError(
+                f"{path}: {name[:100]!r} claims {value.numel()} values, more than the file holds"
+            )
+    # Tied weights share their values, but hardly more than a few of them.
+    claimed, held = sum(value.nbytes for value in tensors.values()), path.stat().st_size
+    if claimed > 8 * held:
+        raise WeightsError(f"{path}: its tensors claim {claimed} bytes, the file has {held}")
 
 
 def _read_safetensors(path: Path) -> TensorFile:
@@ -203,8 +214,21 @@ def read_json(path: Path) -> dict[str, Any]:
         WeightsError: It is none.
     """
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError, RecursionError) as error:
+        text = path.read_text()
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path} can't be read as JSON: {error}") from error
+    return parse_json(text, path)
+
+
+def parse_json(text: str, path: Path) -> dict[str, Any]:
+    """A JSON object of a file or of its metadata.
+
+    Raises:
+        WeightsError: It is none.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} can't be read as JSON: {error}") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} does not hold a JSON object")

@@ -57,7 +57,7 @@ def load_tensors(path: Path, *, lazy: bool = False) -> Any:
         WeightsError: It is damaged, or no such file.
     """
     try:
-        _refuse_compressed(path)
+        refuse_unfolding(path)
         with (
             warnings.catch_warnings(
                 action="ignore", category=UserWarning
@@ -78,12 +78,20 @@ def load_tensors(path: Path, *, lazy: bool = False) -> Any:
         raise WeightsError(f"{path} can't be read as a torch.save file: {reason}") from error
 
 
-def _refuse_compressed(path: Path) -> None:
-    """Torch stores what it saves as it is; what is compressed may unfold to any size."""
+def refuse_unfolding(path: Path) -> None:
+    """Torch stores what it saves as it is, once; what is compressed, or lies in a file twice, may unfold to any size.
+
+    Raises:
+        WeightsError: It is such an archive.
+        BadZipFile: It is damaged.
+    """
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
-            if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
-                raise WeightsError(f"{path} is a compressed archive, which torch.save does not write")
+            members = archive.infolist()
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members):
+            raise WeightsError(f"{path} is a compressed archive, which torch.save does not write")
+        if sum(member.file_size for member in members) > path.stat().st_size:
+            raise WeightsError(f"{path} is an archive whose parts overlap, which torch.save does not write")
 
 
 def refusal(path: Path, message: str) -> WeightsError:

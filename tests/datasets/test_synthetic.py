@@ -62,7 +62,7 @@ def test_interrupted_and_parallel_runs_end_alike(world: Path, tmp_path: Path, mo
 
     def interrupted(path, frames, fps, sound):
         if "test" in path.name:
-            path.with_suffix(".7.part").write_bytes(b"half a clip")
+            path.with_suffix(".mp4.7.partial").write_bytes(b"half a clip")
             raise KeyboardInterrupt
         plain(path, frames, fps, sound)
 

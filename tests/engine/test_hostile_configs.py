@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import re
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from atomic import refuse_links, write_atomically
 from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_config
+from engine.parallel.world import World
+from engine.training.checkpoint import CheckpointError, newest_sound_checkpoint
+from engine.training.integrity import write_sealed
+from strict_yaml import load_yaml, load_yaml_file
 
 
 def test_a_command_in_a_file_is_run_only_where_somebody_typed_it(tmp_path: Path, capsys) -> None:
@@ -47,3 +55,78 @@ def test_no_link_is_written_through(tmp_path: Path) -> None:
     write_atomically(run / "evaluation.yaml", "x")
     refuse_links(run)
     refuse_links(tmp_path / "not there yet")
+
+
+def bomb(levels: int) -> str:
+    """Ten aliases of ten aliases of …: a line a level, ten to the power of them in values."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, levels)]
+    return "\n".join(lines)
+
+
+HOSTILE_YAML = {
+    "aliases": (bomb(12), "it has more than 20000 values, aliases included"),
+    "merges": ("a: &a {<<: [" + "{x: 1}, " * 20_000 + "]}", "more than 20000 values"),
+    "itself": ("a: &a [*a]", r"the alias \*a has no value before it, or is part of it"),
+    "depth": ("a: " + "[" * 100_000, "more than 40 levels"),
+    "block depth": ("\n".join(" " * i + "a:" for i in range(400)), "more than 40 levels"),
+    "depth by aliases": (
+        "a0: &a0 [x]\n" + "\n".join(f"a{i}: &a{i} [[*a{i - 1}]]" for i in range(1, 30)),
+        "more than 40 levels",
+    ),
+    "size": ("#" * 300_000, "larger than the 262144 bytes"),
+    "object": ("seed: !!python/object/apply:os.system ['touch marker']", "could not determine a constructor"),
+    "name": ("seed: !!python/name:os.system", "could not determine a constructor"),
+    "class": ("model: {class_path: os.system, init_args: {command: touch marker}}", "class_path"),
+    "digits": (f"seed: {'9' * 5000}", "4300 digits"),
+    "no such value": ("seed: !!int ''", "YAML"),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_YAML)
+def test_hostile_yaml_is_refused_at_once(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    text, message = HOSTILE_YAML[name]
+    path = tmp_path / "given.yaml"
+    path.write_text(text)
+    started = time.monotonic()
+    with pytest.raises(SystemExit):
+        parse_config(PretrainConfig, "program", ["--config", str(path), "data.train=x"])
+    assert re.search(message, capsys.readouterr().err)
+    if name != "class":
+        with pytest.raises(ValueError, match=f"given.yaml.*{message}"):
+            load_yaml_file(path)
+    assert time.monotonic() - started < 10
+    assert not (tmp_path / "marker").exists()
+
+
+def test_a_fifo_is_no_config(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "given.yaml")
+    with pytest.raises(ValueError, match="it is no regular file"):
+        load_yaml_file(tmp_path / "given.yaml")
+
+
+def test_honest_aliases_are_kept() -> None:
+    assert load_yaml("a: &a {x: [1, 2]}\nb: *a\nc: {<<: *a, y: 3}") == {
+        "a": {"x": [1, 2]}, "b": {"x": [1, 2]}, "c": {"x": [1, 2], "y": 3},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../../../secret", "a/../../b", "nul\0"])
+def test_a_checkpoint_lists_files_of_its_own(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "checkpoints" / "step_00000001"
+    folder.mkdir(parents=True)
+    state = {
+        "step": 1,
+        "world_size": 1,
+        "zero_stage": 0,
+        "torch": "",
+        "deepspeed": "",
+        "files": {name: [1, "0"]},
+    }
+    write_sealed(folder / "state.json", state)
+    with pytest.raises(CheckpointError, match=r"lists '.*', which is no file within the checkpoint"):
+        newest_sound_checkpoint(tmp_path, World(0, 1, torch.device("cpu")))
+    assert (tmp_path / "checkpoints" / "damaged_step_00000001").is_dir()

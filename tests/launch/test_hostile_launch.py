@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from launch.cancel import main as cancel
 from launch.config import LaunchConfig
 from launch.files import append_line, write_json
+from launch.submit import main as submit
 from launch.torchrun import process_start
 from launch.training import plan_runs
 
@@ -73,3 +75,73 @@ def test_the_launcher_writes_through_no_link(tmp_path: Path) -> None:
         write_json(tmp_path / "launch" / "run.json", {})
     assert victim.read_text() == "precious"
     assert not list((tmp_path / "folder").iterdir())
+
+
+SHOWN = (
+    "JobId=41 JobName=victim UserId=me(1000) GroupId=me(1000) JobState=RUNNING "
+    "Command={logs}/41_submission.sh WorkDir=/home/me/code StdErr={logs}/41_0_log.out StdIn=/dev/null "
+    "StdOut={logs}/41_0_log.out Power= \n"
+)
+
+
+@pytest.mark.parametrize(
+    ("logs", "cancelled"),
+    [
+        ("run/launch/logs", True), ("launch/logs", True),
+        ("other/launch/logs", False), ("run/launch/logs/x", False), (None, False),
+    ],
+)  # fmt: skip
+def test_a_planted_record_cancels_no_other_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logs: str | None, cancelled: bool
+) -> None:
+    """SLURM itself says where a job's log is; that of a run lies in its own folder, or in that of its sweep."""
+    shown = "JobId=41 JobName=victim\n" if logs is None else SHOWN.format(logs=tmp_path / "my sweep" / logs)
+    programs = {
+        "squeue": "echo 41 RUNNING None",
+        "scontrol": f"cat {tmp_path}/shown",
+        "scancel": f'echo "$@" >> {tmp_path}/cancelled',
+    }
+    (tmp_path / "shown").write_text(shown)
+    (tmp_path / "bin").mkdir()
+    for name, line in programs.items():
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{line}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+    run = tmp_path / "my sweep" / "run"
+    record = {
+        "name": "victim",
+        "cluster": "slurm",
+        "job_id": "41",
+        "output_dir": str(run),
+        "log": "",
+        "code": "",
+    }
+    write_json(run / "launch" / "run.json", record)
+    if cancelled:
+        assert cancel([str(run)]) == 0
+    else:
+        with pytest.raises(SystemExit):
+            cancel([str(run)])
+    assert (tmp_path / "cancelled").exists() == cancelled
+
+
+def test_nothing_is_submitted_into_a_folder_of_links(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "main_pretrain.py").touch()
+    (tmp_path / "run").mkdir()
+    for link in ("run/launch", "run/launch/logs"):
+        (tmp_path / link).parent.mkdir(exist_ok=True)
+        (tmp_path / link).symlink_to(tmp_path / "elsewhere")
+        words = [
+            "--cluster=local",
+            "--preflight=false",
+            "--snapshot=false",
+            "--",
+            "main_pretrain.py",
+            "output_dir=run",
+        ]
+        assert submit(words) == 2
+        assert f"{link} is a symbolic link" in capsys.readouterr().err
+        (tmp_path / link).unlink()

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.small_models import SMALL, small_model
 
+from models import load_pretrained
 from models.export.card import plain_text
+from models.pretrained import load_model
+from models.towers.folders import open_folder
 from models.weights.errors import WeightsError
 from models.weights.sources import read_weights, without_secrets
 from models.weights.tensor_files import read_file
@@ -53,3 +58,112 @@ def test_secrets_of_locations_stay_behind() -> None:
 
 def test_text_of_others_is_text_in_a_card() -> None:
     assert plain_text("a\n# b | [c](d) <script>\x1b[31m") == r"a # b \| \[c\](d) &lt;script&gt; \[31m"
+
+
+def test_an_archive_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
+    """A hundred members that are the same bytes of the file: each would be read anew."""
+    torch.save({"a": torch.zeros(1 << 16)}, tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        [data] = [member for member in archive.infolist() if member.filename.endswith("data/0")]
+        for number in range(1, 100):
+            copy = zipfile.ZipInfo(f"a/data/{number}")
+            for name in ("compress_size", "file_size", "header_offset", "CRC"):
+                setattr(copy, name, getattr(data, name))
+            archive.filelist.append(copy)
+            archive.NameToInfo[copy.filename] = copy
+        archive._didModify = True  # type: ignore[attr-defined]
+    assert (tmp_path / "a.pth").stat().st_size < 400_000
+    with pytest.raises(WeightsError, match="is an archive whose parts overlap"):
+        read_file(tmp_path / "a.pth")
+
+
+def test_tensors_that_share_their_values_are_bounded_together(tmp_path: Path) -> None:
+    shared = torch.zeros(1 << 16, dtype=torch.float16)
+    torch.save({f"{i}": shared.view(256, 256) for i in range(50)}, tmp_path / "a.pth")
+    with pytest.raises(WeightsError, match=r"its tensors claim 6553600 bytes, the file has"):
+        read_file(tmp_path / "a.pth")
+    torch.save({"a": shared, "tied": shared}, tmp_path / "b.pth")
+    assert len(read_file(tmp_path / "b.pth").tensors) == 2
+
+
+def test_only_plain_tensors_are_weights(tmp_path: Path) -> None:
+    for value in (torch.eye(3).to_sparse(), torch.zeros(3, device="meta")):
+        torch.save({"a": value}, tmp_path / "a.pth")
+        with pytest.raises(WeightsError, match=r"'a' is no plain tensor|can't be read"):
+            read_file(tmp_path / "a.pth")
+
+
+def safetensors(header: dict | bytes, data: bytes = b"", claimed: int | None = None) -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return (len(text) if claimed is None else claimed).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        safetensors(b"{}", claimed=1 << 62),
+        safetensors({"a": {"dtype": "F32", "shape": [1 << 40], "data_offsets": [0, 4]}}, bytes(4)),
+        safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 1 << 60]}}, bytes(4)),
+        safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]}}, bytes(4)),
+        safetensors(
+            {name: {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]} for name in "ab"}, bytes(4)
+        ),
+        safetensors(b'{"a":' * 5000 + b"}" * 5000),
+    ],
+    ids=["header", "shape", "offset", "backwards", "overlap", "deep"],
+)
+def test_a_safetensors_header_holds_what_it_claims(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="can't be read as safetensors"):
+        read_file(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"modality_depth": 100_000}, "model.modality_depth is 100000; it can be 256 at most"),
+        ({"modality_depth": 100, "embed_dim": 4096}, "describes a model of .* values and holds"),
+        ({"embed_dim": 1 << 40}, "it can be 65536 at most"),
+        ({"image_size": 65_536, "patch_size": 1}, "is more than can be computed with"),
+        ({"embed_dim": "wide"}, "config.yaml: model: "),
+        ({"class_path": "os.system"}, "unknown settings: class_path"),
+        ({"name": "hf-hub:someone/model"}, "unknown model 'hf-hub:someone/model'"),
+    ],
+    ids=str,
+)
+def test_a_description_is_no_larger_than_its_weights(tmp_path: Path, changes: dict, message: str) -> None:
+    save_file(small_model().state_dict(), tmp_path / "model.safetensors")
+    (tmp_path / "config.yaml").write_text(json.dumps({"model": {"name": "cav_mae_tiny", **SMALL, **changes}}))
+    started = time.monotonic()
+    for load in (load_pretrained, lambda source: load_model(read_weights(source))):
+        with pytest.raises(WeightsError, match=message):
+            load(tmp_path / "model.safetensors")
+    assert time.monotonic() - started < 30
+
+
+@pytest.mark.parametrize(
+    "architecture", ["hf-hub:someone/model", "hf_hub:x/y", "local-dir:.", "../x", "os.system"]
+)
+def test_a_folder_names_no_model_of_elsewhere(tmp_path: Path, architecture: str) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": architecture}))
+    with pytest.raises(WeightsError, match="timm has no model"):
+        read_weights(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_of_transformers_brings_no_code_and_no_absurd_size(tmp_path: Path, monkeypatch) -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    sizes = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32}
+    transformers.AutoModel.from_config(transformers.Dinov2Config(**sizes)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    marker = tmp_path / "marker"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: ...\n")
+    auto_map = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
+    (tmp_path / "config.json").write_text(json.dumps(config | auto_map))
+    assert open_folder(tmp_path, ("dinov2",))[0].config.hidden_size == 24
+    assert not marker.exists()
+    for changes in ({"num_hidden_layers": 100_000}, {"hidden_size": 24_000}, {"hidden_size": 1 << 40}):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(ValueError, match=r"config.json"):
+            open_folder(tmp_path, ("dinov2",))
