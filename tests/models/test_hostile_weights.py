@@ -161,7 +161,7 @@ def test_a_folder_of_transformers_brings_no_code_and_no_absurd_size(tmp_path: Pa
     (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\nclass Evil: ...\n")
     auto_map = {"auto_map": {"AutoConfig": "evil.Evil", "AutoModel": "evil.Evil"}}
     (tmp_path / "config.json").write_text(json.dumps(config | auto_map))
-    assert open_folder(tmp_path, ("dinov2",))[0].config.hidden_size == 24
+    assert open_folder(tmp_path, ("dinov2",))[1] == {}
     assert not marker.exists()
     for changes in ({"num_hidden_layers": 100_000}, {"hidden_size": 24_000}, {"hidden_size": 1 << 40}):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
