@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import tempfile
 from collections.abc import Callable, Iterator
+from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+import av
 import numpy as np
 import soundfile
 import torch
@@ -17,12 +20,15 @@ from support.shards import encode_jpeg, make_picture, make_shards, make_waveform
 from support.videos import write_video
 
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
+from datasets.prepare.labels import LabelFileError, read_label_file
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.scan import scan_shard
 from datasets.shards.table import ClipTable
 from datasets.shards.tar import ShardError
+from engine.embeddings import read_embeddings, write_embeddings
 from models.weights.errors import WeightsError
 from models.weights.tensor_files import read_file
+from strict_yaml import load_yaml_file
 
 
 class Format(NamedTuple):
@@ -70,14 +76,24 @@ def formats(folder: Path) -> Iterator[tuple[str, Format]]:
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "PNG")
     yield "png", Format([png.getvalue()], lambda data: decode_frame(bytearray(data), 16), (DecodeError,))
-    for kind in ("FLAC", "WAV", "OGG"):
+    for kind in ("GIF", "WEBP", "BMP", "TIFF", "PPM"):  # none of which may reach a decoder
+        other = io.BytesIO()
+        Image.fromarray(picture).save(other, kind)
+        yield kind.lower(), Format([other.getvalue()], _refused_picture, ())
+    for kind in ("FLAC", "WAV", "OGG", "MP3", "AIFF"):
         sound = io.BytesIO()
         soundfile.write(sound, make_waveform(0, 0.05), 16_000, format=kind)
         yield kind.lower(), Format([sound.getvalue()], decode_audio, (DecodeError,))
-    for suffix in ("mp4", "mkv", "avi"):
+    sound = write_video(folder / "sound.m4a", seconds=0, sound_seconds=0.3).read_bytes()
+    yield "m4a", Format([sound], decode_audio, (DecodeError,))
+    for suffix in ("mp4", "mkv", "avi", "mov", "ts", "flv"):
         film = write_video(folder / f"film.{suffix}", seconds=0.3).read_bytes()
-        yield suffix, Format([film], lambda data: decode_video(data, 2, [0, 1], 16), (DecodeError,))
+        yield suffix, Format([film], _film, (DecodeError,))
+    for suffix, codecs in (("webm", ("libvpx", "libopus")), ("mpg", ("mpeg1video", "mp2"))):
+        film = _write_film(folder / f"film.{suffix}", *codecs).read_bytes()
+        yield suffix, Format([film], _film, (DecodeError,))
     yield from _set_formats(folder)
+    yield from _text_formats(folder)
     weights = {"a.weight": torch.ones(2, 3), "b": torch.zeros(4)}
     stored = io.BytesIO()
     torch.save({"model": weights, "epoch": 3}, stored)
@@ -86,6 +102,59 @@ def formats(folder: Path) -> Iterator[tuple[str, Format]]:
         "safetensors",
         Format([save(weights)], _through(folder / "w.safetensors", read_file), (WeightsError,)),
     )
+
+
+def _film(data: bytes) -> object:
+    return decode_video(data, 2, [0, 1], 16)
+
+
+def _refused_picture(data: bytes) -> None:
+    try:
+        decode_frame(bytearray(data), 16)
+    except DecodeError:
+        return
+    raise AssertionError("a picture of another kind was decoded")
+
+
+def _write_film(path: Path, picture: str, sound: str) -> Path:
+    """Some frames of noise and some silence in other codecs than `write_video`'s."""
+    with av.open(str(path), "w") as container:
+        video = container.add_stream(picture, 25)
+        video.width, video.height, video.pix_fmt = 48, 32, "yuv420p"  # type: ignore[union-attr]
+        audio = container.add_stream(sound, 48_000, layout="mono")
+        for _ in range(8):
+            noise = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
+            container.mux(video.encode(av.VideoFrame.from_ndarray(noise)))  # type: ignore[arg-type]
+        container.mux(video.encode(None))  # type: ignore[arg-type]
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 15_000), np.int16), format="s16", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = 48_000, 0, Fraction(1, 48_000)
+        container.mux([*audio.encode(frame), *audio.encode(None)])  # type: ignore[arg-type]
+    return path
+
+
+def _text_formats(folder: Path) -> Iterator[tuple[str, Format]]:
+    rows = {
+        "manifest": 'path,label,split,start,end\na.mp4,cat,train,0,1\nb.mp4,"dog,owl",val,0.5,2\n',
+        "audioset": '# YTID, start_seconds, end_seconds, positive_labels\n-abc, 30.000, 40.000, "/m/01,/m/02"\n',
+        "vggsound": '---g-f_I2yQ,1,"people marching",test\n',
+    }
+    for name, text in rows.items():
+        yield name, Format([text.encode()], _through(folder / "rows.csv", _label_rows), (LabelFileError,))
+    config = b"data: {train: x}\na: &a {x: [1, 2.5e-3, true, ~]}\nb:\n  - *a\n  - <<: *a\n    y: 'z'\n"
+    yield "yaml", Format([config], _through(folder / "c.yaml", load_yaml_file), (ValueError,))
+    vectors = {"id": np.array(["a", "b"]), "audio": np.ones((2, 4), np.float32), "labels": np.eye(2)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **vectors)
+    yield "npz", Format([buffer.getvalue()], _through(folder / "v.npz", read_embeddings), (ValueError,))
+    if importlib.util.find_spec("pyarrow"):
+        target = folder / "v.parquet"
+        write_embeddings(target, [vectors], ["cat", "dog"], {"model": "m"})
+        content = target.read_bytes()
+        yield "parquet", Format([content], _through(folder / "w.parquet", read_embeddings), (ValueError,))
+
+
+def _label_rows(path: Path) -> list[object]:
+    return list(read_label_file(path).rows())
 
 
 def _set_formats(folder: Path) -> Iterator[tuple[str, Format]]:

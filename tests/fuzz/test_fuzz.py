@@ -11,7 +11,7 @@ from fuzz.mutations import formats, mutated
 def test_damage_ends_in_a_success_or_a_named_error(tmp_path: Path) -> None:
     for name, chosen in formats(tmp_path):
         chosen.read(chosen.seeds[0])
-        for number in range(40):
+        for number in range(12):
             try:
                 chosen.read(mutated(chosen.seeds[0], number))
             except chosen.errors:
