@@ -117,3 +117,23 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder that is to be written to, and makes sure that it can be.
+
+    Raises:
+        ValueError: It can't be; says why.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        dangling = next(
+            (path for path in (folder, *folder.parents) if path.is_symlink() and not path.exists()), None
+        )
+        why = f"{dangling} is a symbolic link that leads nowhere" if dangling else error.strerror
+        raise ValueError(
+            f"{folder} can't be written to: {why}. Name another folder, or see to this one"
+        ) from error

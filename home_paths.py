@@ -1,4 +1,4 @@
-"""``~`` and ``$HOME`` in paths, wherever a shell did not replace them: in config files, and after ``key=``."""
+"""``~`` and ``$HOME`` in paths, wherever a shell did not replace them: in files, and after ``key=``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 # At the beginning, or after `key=` or the `timm:NAME:` of weights.
-_TILDE = re.compile(r"(^|^-{0,2}[\w.]+=|^timm:[^:]+:)~(?=/|$)")
+_TILDE = re.compile(r"^((?:-{0,2}[\w.]+=)?(?:timm:[^:]+:)?)~(?=/|$)")
 _HOME = re.compile(r"\$(?:HOME(?!\w)|\{HOME\})")
 
 
@@ -33,8 +33,8 @@ def expand_values(value: Any) -> Any:
     return value
 
 
-def command_line(arguments: Sequence[str] | None) -> list[str]:
-    """The words of a command line, expanded.
+def command_line(arguments: Sequence[str] | None = None) -> list[str]:
+    """The words of a command line, expanded; every program begins with it.
 
     Args:
         arguments: The words; None for this process's own.

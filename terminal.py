@@ -6,6 +6,7 @@ or a traceback, has escape sequences and the like spelt out (``\x1b[31m``); line
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 from collections.abc import Iterable
@@ -52,6 +53,8 @@ class _Shown:
 
 def show_control_characters() -> None:
     """Makes standard output and error of this process spell out control characters; the second call does nothing."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # what the locale lacks is spelt out too
+        sys.stdout.reconfigure(errors="backslashreplace")
     if not isinstance(sys.stdout, _Shown):
         sys.stdout = cast(TextIO, _Shown(sys.stdout, returns=False))
     if not isinstance(sys.stderr, _Shown):

@@ -26,6 +26,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from support.campaign import Campaign, plan_events  # noqa: E402
 
+from home_paths import command_line  # noqa: E402
+
 
 def main() -> int:
     """Runs the campaign."""
@@ -88,7 +90,7 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--zero_stage", type=int, default=1, choices=(0, 1, 2), help="of the runs")
     parser.add_argument("--folder", help="keep runs and logs here; a temporary folder otherwise")
-    return parser.parse_args()
+    return parser.parse_args(command_line())
 
 
 if __name__ == "__main__":

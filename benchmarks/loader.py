@@ -41,6 +41,7 @@ from datasets.loading.plan import SamplePlan, WindowShuffle
 from datasets.loading.reader import ClipReader
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.tar import SHARD_PATTERN, Sample, ShardWriter, make_key
+from home_paths import command_line
 
 SAMPLE_RATE = 16_000
 SECONDS = 10
@@ -105,7 +106,7 @@ def make_clips(folder: Path, clips: int, num_frames: int, kind: Kind) -> None:
 
 def processor_seconds() -> float:
     """Processor time of this process and of its children that are alive."""
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text(encoding="utf-8").split()
     clocks = [(~int(child) << 3) | 2 for child in children]  # as clock_getcpuclockid(3) makes them
     return time.process_time() + sum(map(time.clock_gettime, clocks))
 
@@ -200,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--shards", type=Path, default=None, help="time a set that is there in place of generated ones"
     )
     parser.add_argument("--rounds", type=int, default=5, help="passes over the clips to time")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     torch.set_num_threads(1)
     summary: dict[str, dict[str, float]] = {}
     if options.shards is not None:

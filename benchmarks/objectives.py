@@ -33,6 +33,7 @@ from benchmarks.objectives_page import render, write_page
 from engine.demo.run import make_shards
 from engine.objectives.registry import list_objectives
 from engine.training.runlog import read_metrics
+from home_paths import command_line
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 #: Steps of the two short runs; the first steps of a process are slower.
@@ -86,7 +87,7 @@ def find_recipes(kinds: Sequence[str]) -> list[Recipe]:
                 f"{path}: the objective {kind} has no recipe for the generated world; write one, or leave it "
                 f"out with --kinds"
             )
-        found.append(Recipe(kind, path, yaml.safe_load(path.read_text())))
+        found.append(Recipe(kind, path, yaml.safe_load(path.read_text(encoding="utf-8"))))
     return sorted(found, key=lambda recipe: teacher_of(recipe) is not None)
 
 
@@ -107,7 +108,7 @@ class Comparison:
 
     def __init__(self, recipes: list[Recipe], data: Path, out: Path, minutes: float) -> None:
         self._recipes, self._shards, self._out, self._minutes = recipes, data / "shards", out, minutes
-        fbank = json.loads((self._shards / "train" / "index.json").read_text())["fbank"]
+        fbank = json.loads((self._shards / "train" / "index.json").read_text(encoding="utf-8"))["fbank"]
         self._common = [
             f"data.train={self._shards}/train",
             f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
@@ -120,13 +121,13 @@ class Comparison:
             runs = [self._pretrain(recipe, 0, steps, f"short_{steps}", val=None) for steps in _SHORT]
             seconds = (runs[1].seconds - runs[0].seconds) / (_SHORT[1] - _SHORT[0])
             write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
-        return json.loads(path.read_text())["seconds_per_step"]
+        return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
 
     def result(self, recipe: Recipe, seed: int) -> dict[str, Any]:
         """What came of an objective with one seed: trained and measured, unless that is done."""
         path = self._out / recipe.kind / f"seed_{seed}" / "result.json"
         if path.is_file():
-            return json.loads(path.read_text())
+            return json.loads(path.read_text(encoding="utf-8"))
         seconds = self.step_cost(recipe)
         steps = max(1, round(60 * self._minutes / seconds))
         cost = self._pretrain(recipe, seed, steps, f"seed_{seed}/pretrain", val="test")
@@ -147,7 +148,7 @@ class Comparison:
         warmup = (
             recipe.values.get("schedule", {}).get("warmup_epochs", 0) / planned
         )  # the same share of the run
-        clips = json.loads((self._shards / "train" / "index.json").read_text())["samples"]
+        clips = json.loads((self._shards / "train" / "index.json").read_text(encoding="utf-8"))["samples"]
         words = [
             "--config", str(recipe.path), *self._common, f"output_dir={run}", f"seed={seed}",
             f"data.val={self._shards / val if val else 'null'}", f"train.steps={steps}",
@@ -170,12 +171,12 @@ class Comparison:
         )
 
     def _finetune(self, folder: Path, seed: int) -> dict[str, Any]:
-        model = yaml.safe_load((folder / "pretrain" / "config.yaml").read_text())["model"]
+        model = yaml.safe_load((folder / "pretrain" / "config.yaml").read_text(encoding="utf-8"))["model"]
         overrides = [f"model.{name}={value}" for name, value in flat(model) if value is not None]
         words = ["--shards", str(self._shards), "--out", str(folder / "finetune"), "--seeds", str(seed)]
         words += ["--init", str(folder / "pretrain"), "--overrides", *overrides]
         run_python(["-m", "engine.demo.finetuning", *words], folder / "finetune.log")
-        return json.loads((folder / "finetune" / "results.json").read_text())
+        return json.loads((folder / "finetune" / "results.json").read_text(encoding="utf-8"))
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
@@ -201,7 +202,7 @@ def run_python(words: list[str], log: Path) -> Cost:
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        last = "\n".join(log.read_text().splitlines()[-5:])
+        last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
         raise RuntimeError(f"{words[0]} ended with status {process.returncode}; {log} ends:\n{last}")
     return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
 
@@ -219,7 +220,7 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", default=None, choices=list_objectives(), help="all by default")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
     parser.add_argument("--write", type=Path, default=None, help="a page whose table and plot are renewed")
-    options = parser.parse_args()
+    options = parser.parse_args(command_line())
     make_shards(options.data, (1200, 250, 500))
     recipes = find_recipes(options.kinds or list_objectives())
     comparison = Comparison(recipes, options.data, options.out, options.minutes)

@@ -118,7 +118,7 @@ def write_page(page: Path, results: Sequence[dict[str, Any]]) -> None:
     Raises:
         ValueError: The page has not both marks.
     """
-    text = page.read_text()
+    text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise ValueError(f"{page} must hold {BEGIN!r} and {END!r} once each: the table goes between them")
     before, rest = text.split(BEGIN)

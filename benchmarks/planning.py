@@ -29,6 +29,7 @@ from datasets.prepare.config import PrepareConfig
 from datasets.prepare.planning import make_plan
 from datasets.prepare.sources import Task
 from datasets.shards.table_builder import TableBuilder, TableRow
+from home_paths import command_line
 
 CLASSES = 527
 FILES_A_FOLDER = 1000
@@ -127,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--scratch", type=Path, help="folder on the disk to use (default: the system's temporary one)"
     )
     parser.add_argument("--case", choices=CASES, help=argparse.SUPPRESS)
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     if options.case is not None:
         _run_case(options.case, options.scratch, options.clips[0])
         return

@@ -37,6 +37,7 @@ from datasets.prepare.encode import Encoder, EncodeSettings, Work
 from datasets.prepare.run import PrepareConfig, prepare
 from datasets.prepare.sources import Task
 from datasets.shards.manifest import ShardIndex
+from home_paths import command_line
 
 SECONDS = 10
 FRAME_RATE = 25
@@ -170,7 +171,7 @@ def main() -> None:
     parser.add_argument("--large_clips", type=int, default=48, help="clips of 1280x720")
     parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=2, help="repetitions, of which the fastest counts")
-    options = parser.parse_args()
+    options = parser.parse_args(command_line())
     if not shutil.which("ffmpeg"):
         print("No ffmpeg program on this machine: only ours is measured (apt-get install ffmpeg to compare).")
     results = []

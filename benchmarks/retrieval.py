@@ -18,6 +18,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from engine.evaluation.retrieval import class_retrieval_map, retrieval_metrics
+from home_paths import command_line
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--classes", type=int, default=527, help="classes, 2 to a clip")
     parser.add_argument("--device", default="cpu", help="where to compute")
     parser.add_argument("--no_map", action="store_true", help="leave out mean average precision by class")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     generator = torch.Generator().manual_seed(0)
     result: dict[str, float] = {}
     for clips in options.clips:

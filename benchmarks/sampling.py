@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from datasets.loading.loader import ClipNeeds, DataConfig, TrainShare, train_loader
 from datasets.loading.reader import ClipReader
 from datasets.loading.sampling import SamplingConfig
+from home_paths import command_line
 
 CASES = {
     "plain": SamplingConfig(),
@@ -60,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--window", type=int, default=16, help="shards to a shuffle window of the plain order"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     summary: dict[str, float] = {}
     print(f"{'':24s}{'ms a clip':>12s}{'processor':>12s}{'shards a batch':>16s}")
     for name, sampling in CASES.items():

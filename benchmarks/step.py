@@ -30,6 +30,7 @@ from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, parti
 from engine.parallel.world import World, distributed
 from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
 from engine.training.peak_flops import measured_peak_flops
+from home_paths import command_line
 from models import FbankConfig, ModelConfig, build_model, create_config, list_models
 
 
@@ -45,7 +46,7 @@ def main() -> None:
         "--checkpointing", action="store_true", help="recompute activations in the backward pass"
     )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after three that are not")
-    options = parser.parse_args()
+    options = parser.parse_args(command_line())
     with distributed() as world:
         result = measure(world, options)
     if world.is_main:

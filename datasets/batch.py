@@ -112,8 +112,12 @@ class AVBatch:
 
     def first(self, count: int) -> AVBatch:
         """The first ``count`` clips of the batch."""
-        text = None if self.text is None else self.text[:count]
-        return replace(self._map(lambda tensor: tensor[:count]), ids=self.ids[:count], text=text)
+        return self.part(slice(count))
+
+    def part(self, chosen: slice) -> AVBatch:
+        """Some of the clips."""
+        text = None if self.text is None else self.text[chosen]
+        return replace(self._map(lambda tensor: tensor[chosen]), ids=self.ids[chosen], text=text)
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> AVBatch:
         """The same batch with its tensors on ``device``."""

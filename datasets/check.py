@@ -17,6 +17,7 @@ import os
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from tqdm import tqdm
 
 from datasets.console import print_table, quiet_end
 from datasets.decode import DecodeError, decode_audio, decode_frame, decode_text, decode_video
+from datasets.guard import DecoderDiedError, Guard
 from datasets.index import clip_id
 from datasets.prepare.shard_output import finished_sets
 from datasets.shards.manifest import Label, ShardIndex, label_ids
@@ -104,7 +106,8 @@ class ShardChecker:
             report.problems.append(f"{path} has {scan.info.samples} samples, the index says {shard.samples}")
         if scan.info.sha256 != shard.sha256:
             report.problems.append(f"{path} has SHA-256 {scan.info.sha256}, the index says {shard.sha256}")
-        with open(path, "rb") as file:
+        examine = Guard(_examine)  # a decoder that dies costs the report one clip, not its shard
+        with open(path, "rb") as file, closing(examine):
             for sample in scan.samples:
                 report.samples += 1
                 duration = sample.metadata.get("duration")
@@ -115,7 +118,11 @@ class ShardChecker:
                 for suffix, member in sample.members.items():
                     file.seek(member.offset)
                     contents[suffix] = bytearray(file.read(member.size))
-                report.problems += [f"{path}: sample {sample.key}: {it}" for it in _examine(sample, contents)]
+                try:
+                    found = examine(sample, contents)
+                except DecoderDiedError as error:
+                    found = [str(error)]
+                report.problems += [f"{path}: sample {sample.key}: {it}" for it in found]
         if self.table is not None and scan.info.samples == shard.samples:
             report.problems += self._compare_rows(self.table, shard, scan.samples)
         return report
@@ -208,7 +215,9 @@ def _examine(sample: ScannedSample, contents: dict[str, bytearray]) -> list[str]
     problems = []
     times = sample.metadata.get("frame_times")
     pictures = [suffix for suffix in contents if suffix.rpartition(".")[2] in IMAGE_SUFFIXES]
-    if times is not None and len(times) != len(pictures):
+    if times is not None and not isinstance(times, list):
+        problems.append(f"frame times are no list: {times!r}")
+    elif times is not None and len(times) != len(pictures):
         problems.append(f"{len(pictures)} pictures for {len(times)} frame times")
     for suffix, data in contents.items():
         kind = suffix.rpartition(".")[2]
@@ -294,20 +303,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     rows = [["set", "shards", "clips", "hours", "GB", "classes", "rejects", "problems"]]
     rejects: list[str] = []
     problems: list[str] = []
-    try:
-        for folder in finished_sets(options.out) or [options.out]:
+    folders = finished_sets(options.out) or [options.out]
+    for folder in folders:
+        try:
             index = ShardIndex.load(folder)
             report = check_set(folder, options.fast, options.num_workers)
-            problems += report.problems
-            present = sum(label.count > 0 for label in index.labels)
-            cells = (str(folder), len(index.shards), report.samples, f"{report.seconds / 3600:.2f}")
-            rejected = index.rejects.total if index.rejects is not None else 0
-            counts = (f"{index.bytes / 1e9:.3f}", present, rejected, len(report.problems))
-            if rejected:
-                rejects.append(f"{folder}: {index.rejects}")
-            rows.append([str(cell) for cell in (*cells, *counts)])
-    except ShardError as error:
-        raise SystemExit(f"datasets.check: {error}") from error
+        except ShardError as error:
+            if len(folders) == 1:
+                raise SystemExit(f"datasets.check: {error}") from error
+            problems.append(str(error))
+            continue
+        problems += report.problems
+        present = sum(label.count > 0 for label in index.labels)
+        cells = (str(folder), len(index.shards), report.samples, f"{report.seconds / 3600:.2f}")
+        rejected = index.rejects.total if index.rejects is not None else 0
+        counts = (f"{index.bytes / 1e9:.3f}", present, rejected, len(report.problems))
+        if rejected:
+            rejects.append(f"{folder}: {index.rejects}")
+        rows.append([str(cell) for cell in (*cells, *counts)])
     print_table(rows)
     for line in rejects:
         print(f"  {line}")

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from atomic import check_writable
 from datasets.console import quiet_end
 from datasets.shards.manifest import INDEX_NAME, Label, ShardIndex, is_unfinished, label_ids, missing_index
 from datasets.shards.names import is_file_name
@@ -286,6 +287,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num_workers", type=int, default=4, help="shards read at a time")
     options = parser.parse_args(command_line(arguments))
     try:
+        if options.shards.is_dir():
+            check_writable(options.shards)
         there = (options.shards / INDEX_NAME).is_file()
         earlier = _prepared(options.shards) if there and options.overwrite else None
         with tqdm(unit=" samples", desc="indexing") as bar:
@@ -299,7 +302,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                     options.shards, earlier=earlier, num_workers=options.num_workers, progress=bar.update
                 )
                 table = ClipTable.open(options.shards, index.fingerprint)
-    except ShardError as error:
+    except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(
         f"{options.shards}: {len(index.shards)} shards, {index.samples} samples, {index.bytes / 1e9:.2f} GB, "

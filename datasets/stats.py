@@ -10,22 +10,22 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from atomic import replacing
+from atomic import check_writable, replacing
 from datasets.console import print_table, quiet_end
 from datasets.decode import DecodeError
 from datasets.inspect.contact_sheet import contact_sheet
-from datasets.inspect.stored_clips import read_clips
+from datasets.inspect.stored_clips import ClipViewer
 from datasets.prepare.fbank_stats import spread_rows
 from datasets.prepare.shard_output import finished_sets
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.table import ClipTable
-from datasets.shards.tar import ShardError
 from home_paths import command_line
 from terminal import show_control_characters
 
@@ -44,15 +44,18 @@ class Loudness(NamedTuple):
 def measure_loudness(folder: Path, table: ClipTable, num_clips: int) -> tuple[list[Loudness], list[str]]:
     """Levels of up to ``num_clips`` clips, evenly spread over the set, and what could not be decoded."""
     levels, failures = [], []
-    for clip in read_clips(folder, table, spread_rows(len(table), num_clips)):
-        try:
-            sound = clip.waveform()
-        except DecodeError as error:
-            failures.append(f"{clip.id}: {error}")
-            continue
-        if sound is not None:
-            samples = sound.numpy().astype(np.float64) / 32768
-            levels.append(Loudness(_decibels(math.sqrt((samples**2).mean())), _decibels(abs(samples).max())))
+    with closing(ClipViewer(folder, table)) as viewer:
+        for row in spread_rows(len(table), num_clips):
+            try:
+                sound = viewer.see(row).waveform
+            except DecodeError as error:
+                failures.append(f"{table.id(row)}: {error}")
+                continue
+            if sound is not None:
+                samples = sound.numpy().astype(np.float64) / 32768
+                levels.append(
+                    Loudness(_decibels(math.sqrt((samples**2).mean())), _decibels(abs(samples).max()))
+                )
     return levels, failures
 
 
@@ -148,11 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
             table = ClipTable.open(folder, index.fingerprint)
             print_stats(folder, index, table, options.clips)
             path = options.sheet or folder / SHEET_NAME
+            check_writable(path.parent)
             sheet = contact_sheet(folder, index, table, options.shown)
             with replacing(path) as file:
                 sheet.save(file, "PNG")
             print(f"\ncontact sheet: {path}\n")
-    except ShardError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(f"datasets.stats: {error}") from error
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
-from atomic import refuse_links
+from atomic import check_writable, refuse_links
 from datasets.batch import TooManyFailuresError
 from datasets.loading.workers import STOP_WORD, LoaderStalledError
 from datasets.shards.tar import ShardError
@@ -54,6 +54,7 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
     STOP.while_starting(partial(_end_before_training, folder))
     try:
         check_slurm_tasks(os.environ, name)
+        check_writable(folder)
         refuse_links(Path(config.output_dir), skip=("launch",))
         with distributed() as world, _held(config, world):
             finished = _run(main, config, config_yaml, world)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from atomic import replacing
+from atomic import check_writable, replacing
 from engine.evaluation.features import Features
 from engine.evaluation.probes import ProbeConfig, probe_features
 from engine.evaluation.retrieval import cross_modal_retrieval
@@ -44,6 +44,7 @@ def check_target(path: Path) -> None:
         raise ValueError(f"{path} must end in .parquet or .npz")
     if path.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ValueError(f"{path}: Parquet needs pyarrow: pip install -e '.[embed]', or name an .npz file")
+    check_writable(path.parent)
 
 
 def write_embeddings(

@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from atomic import write_atomically
+from atomic import check_writable, write_atomically
 from datasets.batch import Clip, Ticket, collate
 from datasets.decode import SAMPLE_RATE, DecodeError, decode_frame
 from engine.embed.embedder import EarsightEmbedder
 from engine.embed.sources import MediaFiles
+from home_paths import command_line
 from models import PretrainedEncoders, load_pretrained
 from terminal import show_control_characters
 
@@ -159,8 +160,9 @@ def render(questions: Sequence[Question], scores: Tensor, clips: Sequence[Clip],
 def main(arguments: Sequence[str] | None = None) -> None:
     """Reads, embeds, retrieves, and writes the page."""
     show_control_characters()
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     try:
+        check_writable(options.page.parent)
         encoders = load_pretrained(options.model)
         clips = read_clips(encoders, options.videos, options.clips)
         size = encoders.config.image_size

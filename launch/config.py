@@ -9,6 +9,7 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
+from home_paths import expand_values
 from strict_yaml import use_strict_yaml
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
@@ -182,4 +183,8 @@ def launch_config(namespace: object) -> LaunchConfig:
     Raises:
         ValueError: A value that makes no sense, alone or with the others, named by its key.
     """
-    return LaunchConfig(**{f.name: getattr(namespace, f.name) for f in fields(LaunchConfig)})
+    values = {f.name: getattr(namespace, f.name) for f in fields(LaunchConfig)}
+    # A shell replaces what `setup` says of home folders, on the node that runs it.
+    return LaunchConfig(
+        **{key: value if key == "setup" else expand_values(value) for key, value in values.items()}
+    )

@@ -22,7 +22,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ValueError: The file is there and holds no JSON object.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
     try:
@@ -50,7 +50,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 def last_line(path: Path) -> dict[str, Any] | None:
     """The last complete line's object, or None where there is none."""
     try:
-        lines = path.read_text().split("\n")[:-1]
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
     except FileNotFoundError:
         return None
     return json.loads(lines[-1]) if lines else None

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from home_paths import command_line
 from launch.snapshot import ROOT
 from terminal import show_control_characters
 
@@ -47,7 +48,7 @@ _RUN = "import sys; sys.path[0] = {root!r}; from engine.preflight.checks import 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the checks and returns their exit status."""
     show_control_characters()
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    given = command_line(arguments)
     cut = given.index("--") if "--" in given else len(given)
     parser = argparse.ArgumentParser(prog="python -m launch.preflight", description=__doc__)
     parser.add_argument("--nodes", type=int, default=1, help="number of nodes")

@@ -81,9 +81,9 @@ def _may_be_secret(name: str) -> bool:
 
 
 def _list_files(root: Path, *options: str) -> list[str]:
-    done = subprocess.run(
-        ["git", "-C", str(root), "ls-files", "-z", *options], capture_output=True, text=True
-    )
+    command = ["git", "-C", str(root), "ls-files", "-z", *options]
+    # Names may be any bytes.
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="surrogateescape")
     if done.returncode != 0:
         raise ValueError(
             f"git cannot list the files of {root} for a snapshot (or use snapshot=false): {done.stderr}"

@@ -200,7 +200,7 @@ def command_of(pid: int) -> list[str]:
 def _stat(pid: int) -> list[str]:
     """``/proc/PID/stat`` from the third field on (state, parent, …); empty for a process that is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return []
     return text.rpartition(")")[2].split()  # the name, in parentheses, may hold anything

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from home_paths import expand_home
 from launch.config import refuse_control
 from strict_yaml import load_yaml_file
 
@@ -102,7 +103,7 @@ def _output_dir(arguments: Sequence[str], folder: Path) -> str | None:
         if not isinstance(values, dict) or not isinstance(values.get("output_dir", ""), str):
             raise ValueError(f"--config: {path} is no mapping whose output_dir is text")
         found = values.get("output_dir", found)
-    return found
+    return None if found is None else expand_home(found)
 
 
 def _slug(overrides: str) -> str:

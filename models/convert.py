@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from atomic import replacing
+from atomic import check_writable, replacing
 from home_paths import command_line
 from models.cav_mae.config import CavMaeModelConfig
 from models.config import ModelConfig, unknown_name
@@ -50,6 +50,7 @@ def convert(
     """
     if target.suffix not in _SUFFIXES[form]:
         raise WeightsError(f"{target} must end in {' or '.join(_SUFFIXES[form])} for --to {form}")
+    check_writable(target.parent)
     found = read_weights(source)
     model, report = load_model(found, allow, **(known or {}))
     if form == "earsight":

@@ -7,7 +7,7 @@ shown, and the normalised log-mel on a time axis that all clips of the sheet sha
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +15,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from datasets.decode import SAMPLE_RATE, DecodeError
-from datasets.inspect.stored_clips import StoredClip, read_clips
+from datasets.inspect.stored_clips import ClipViewer, SeenClip
 from datasets.prepare.fbank_stats import MEL_BINS, log_mel, spread_rows
-from datasets.shards.manifest import FbankStats, Label, ShardIndex
+from datasets.shards.manifest import FbankStats, ShardIndex
 from datasets.shards.table import ClipTable
 
 SIDE = 112  # of a frame, in pixels
@@ -61,9 +61,16 @@ def contact_sheet(folder: Path, index: ShardIndex, table: ClipTable, num_clips: 
         table: Its table.
         num_clips: How many clips to show.
     """
-    clips = read_clips(folder, table, spread_rows(len(table), num_clips))
     seconds = max(float(np.median(table.durations[:100_000])) or _AXIS_SECONDS, 1.0)
-    cells = [_cell(clip, index.labels, index.fbank, seconds) for clip in clips]
+    cells = []
+    with closing(ClipViewer(folder, table)) as viewer:
+        for row in spread_rows(len(table), num_clips):
+            labels = ", ".join(index.labels[i].name for i in table.labels(row))
+            try:
+                seen = viewer.see(row, FRAMES, SIDE)
+            except DecodeError as error:
+                seen = str(error)
+            cells.append(_cell(table.id(row), labels, seen, index.fbank, seconds))
     rows, columns = math.ceil(len(cells) / _COLUMNS), min(_COLUMNS, len(cells))
     size = (columns * (WIDTH + MARGIN) + MARGIN, HEADING + rows * (_HEIGHT + MARGIN) + MARGIN)
     sheet = Image.new("RGB", size, "white")
@@ -77,22 +84,23 @@ def contact_sheet(folder: Path, index: ShardIndex, table: ClipTable, num_clips: 
     return sheet
 
 
-def _cell(clip: StoredClip, labels: Sequence[Label], fbank: FbankStats | None, seconds: float) -> Image.Image:
-    """One clip: id, duration and labels; frames and their times; spectrogram and its time axis."""
+def _cell(
+    name: str, labels: str, seen: SeenClip | str, fbank: FbankStats | None, seconds: float
+) -> Image.Image:
+    """One clip: id, duration and labels; frames and their times; spectrogram and its time axis; or what is wrong."""
     cell = Image.new("RGB", (WIDTH, _HEIGHT), _PAPER)
     draw = ImageDraw.Draw(cell)
-    _write(draw, 3, 17, ", ".join(labels[i].name for i in clip.labels), WIDTH - 6, _GREY)
-    try:
-        (pictures, times), waveform = clip.pictures(FRAMES, SIDE), clip.waveform()
-    except DecodeError as error:
-        _write(draw, 3, 1, clip.id, WIDTH - 6)
-        _write(draw, 3, CAPTION, str(error), WIDTH - 6, (200, 0, 0))
+    _write(draw, 3, 17, labels, WIDTH - 6, _GREY)
+    if isinstance(seen, str):
+        _write(draw, 3, 1, name, WIDTH - 6)
+        _write(draw, 3, CAPTION, seen, WIDTH - 6, (200, 0, 0))
         return cell
+    waveform, pictures, times = seen
     length = "no sound" if waveform is None else f"{len(waveform) / SAMPLE_RATE:.1f} s"
     if waveform is not None and len(waveform) > (seconds + 0.1) * SAMPLE_RATE:
         length += f", {seconds:.1f} s shown"
     taken = _write(draw, WIDTH - 3, 1, length, WIDTH, anchor="ra")
-    _write(draw, 3, 1, clip.id, WIDTH - taken - 16)
+    _write(draw, 3, 1, name, WIDTH - taken - 16)
     for i, picture in enumerate(pictures):
         left = i * (SIDE + GAP)
         cell.paste(Image.fromarray(picture.permute(1, 2, 0).numpy()), (left, CAPTION))

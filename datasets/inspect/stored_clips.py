@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from torch import Tensor
 
-from datasets.decode import decode_audio, decode_frame, decode_video
+from datasets.decode import DecodeError, decode_audio, decode_frame, decode_video
+from datasets.guard import DecoderDiedError, Guard
 from datasets.prepare.fbank_stats import spread_rows
 from datasets.shards.table import ClipTable, Extent
 from datasets.shards.tar import BLOCK, METADATA_SUFFIX
@@ -20,16 +21,12 @@ class StoredClip(NamedTuple):
     """A clip's members as they lie in its shard.
 
     Attributes:
-        id: Its id.
-        labels: Its class ids.
         sound: The sound file's bytes; empty where it has none.
         frames: The pictures' bytes in order.
         frame_times: When each picture is shown, in seconds after the clip's start; empty where not known.
         video: The bytes of a video file; empty where it has none.
     """
 
-    id: str
-    labels: tuple[int, ...]
     sound: bytes
     frames: list[bytes]
     frame_times: list[float]
@@ -59,27 +56,83 @@ class StoredClip(NamedTuple):
         return ([] if frames is None else list(frames)), []
 
 
-def read_clips(folder: Path, table: ClipTable, rows: Sequence[int]) -> Iterator[StoredClip]:
-    """The stored bytes of some clips, in the order asked for."""
+class SeenClip(NamedTuple):
+    """What is decoded of a clip.
+
+    Attributes:
+        waveform: (S,) int16 at 16 kHz; None where there is no sound.
+        pictures: (3, side, side) uint8 each.
+        times: When each is shown, in seconds; empty where not known.
+    """
+
+    waveform: Tensor | None
+    pictures: list[Tensor]
+    times: list[float]
+
+
+class ClipViewer:
+    """Decodes single clips of a set, in a process apart.
+
+    Args:
+        folder: The set's folder.
+        table: Its table.
+    """
+
+    def __init__(self, folder: Path, table: ClipTable) -> None:
+        self._folder, self._table = folder, table
+        self._decode = Guard(_decode)
+
+    def see(self, row: int, count: int = 0, side: int = 1) -> SeenClip:
+        """A clip's sound and up to ``count`` frames, evenly spread, as squares of ``side`` pixels.
+
+        Raises:
+            DecodeError: It is damaged, or its decoder died.
+        """
+        try:
+            return self._decode(read_clip(self._folder, self._table, row), count, side)
+        except (DecoderDiedError, OSError) as error:
+            raise DecodeError(str(error)) from error
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._decode.close()
+
+
+def _decode(clip: StoredClip, count: int, side: int) -> SeenClip:
+    return SeenClip(clip.waveform(), *(clip.pictures(count, side) if count else ([], [])))
+
+
+def read_clip(folder: Path, table: ClipTable, row: int) -> StoredClip:
+    """The stored bytes of a clip.
+
+    Raises:
+        DecodeError: What lies at its place is no clip.
+        OSError: Its shard can't be read.
+    """
     metadata_slots = [slot for slot, suffix in enumerate(table.slots) if suffix == METADATA_SUFFIX]
-    for row in rows:
-        members = table.members(row)
-        with open(folder / table.shards[table.shard_of(row)], "rb") as file:
+    members = table.members(row)
+    with open(folder / table.shards[table.shard_of(row)], "rb") as file:
 
-            def read(slots: Sequence[int], file=file, members=members) -> list[bytes]:
-                return [_read(file, members[slot]) for slot in slots if slot in members]
+        def read(slots: Sequence[int]) -> list[bytes]:
+            return [_read(file, members[slot]) for slot in slots if slot in members]
 
-            sound, video, metadata = (
-                b"".join(read(slots)[:1]) for slots in (table.audio_slots, table.video_slots, metadata_slots)
-            )
-            frames = read(table.frame_slots)
-            times = json.loads(metadata or b"{}").get("frame_times", [])
-            known = times if isinstance(times, list) and len(times) == len(frames) else []
-            yield StoredClip(table.id(row), table.labels(row), sound, frames, known, video)
+        sound, video, metadata = (
+            b"".join(read(slots)[:1]) for slots in (table.audio_slots, table.video_slots, metadata_slots)
+        )
+        frames = read(table.frame_slots)
+    try:
+        times = json.loads(metadata or b"{}").get("frame_times", [])
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise DecodeError(f"its metadata can't be read: {error}") from error
+    known = times if isinstance(times, list) and len(times) == len(frames) else []
+    return StoredClip(sound, frames, known, video)
 
 
 def _read(file: BinaryIO, extent: Extent) -> bytes:
     file.seek(extent.offset)
     data = file.read((1 + extent.blocks) * BLOCK)
-    size = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape").size
+    try:
+        size = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape").size
+    except tarfile.HeaderError as error:
+        raise DecodeError(f"its shard is damaged at byte {extent.offset}: {error}") from error
     return data[BLOCK : BLOCK + size]

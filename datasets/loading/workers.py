@@ -79,9 +79,9 @@ class _WatchedLoader(DataLoader[Any]):
         limit = min(_PATIENCE, self.stall_seconds) if STOP_WORD.asked() else self.stall_seconds
         if waited >= limit:
             raise LoaderStalledError(
-                f"the reader processes gave no batch for {waited:.0f} s (data.stall_seconds is "
+                f"the reader processes gave no batch for {waited:.0f} s (stall_seconds is "
                 f"{self.stall_seconds:g}): the storage hangs, or shared memory is used up ({_shared_memory()}); "
-                "their own errors stand above. data.num_workers=0 reads in the training process"
+                "their own errors stand above. num_workers=0 reads without such processes"
             )
 
 

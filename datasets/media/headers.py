@@ -12,6 +12,8 @@ from datasets.media.opening import Source, size_of
 
 # ASF's File Properties object: its id, its own size (8), an id of the file (16), then the file's size.
 _ASF_PROPERTIES = bytes.fromhex("A1DCAB8C47A9CF118EE400C00C205365")
+# MXF's partition pack: its key ends in the kind of partition, whether it is closed, and a zero.
+_MXF_PARTITION = bytes.fromhex("060E2B34020501010D010201")
 _HEAD = 64 * 1024
 
 
@@ -42,7 +44,7 @@ def has_xing_header(source: Source) -> bool:
 
 
 def bytes_are_missing(source: Source) -> bool:
-    """Whether an AVI or ASF file is shorter than it says; it lost its index, and FFmpeg works its length out anew."""
+    """Whether an AVI, ASF or MXF file is shorter than it says: without its index FFmpeg works the length out anew."""
     with _reading(source) as file:
         head = file.read(_HEAD)
     stated = 0
@@ -53,4 +55,25 @@ def bytes_are_missing(source: Source) -> bool:
         # Then come creation date, number of packets, two durations, preroll (8 each) and flags: bit 0, a broadcast.
         flags = head[at + 48 : at + 49]
         stated = int.from_bytes(head[at : at + 8], "little") if flags and not flags[0] & 1 else 0
+    footer = _mxf_footer(head)
+    if footer is not None:
+        stated = footer
     return size_of(source) < stated < 1 << 62
+
+
+def seeks_by_guess(source: Source) -> bool:
+    """Whether an MXF has lost the index at its end: FFmpeg then guesses where a second lies, and is seconds off."""
+    with _reading(source) as file:
+        footer = _mxf_footer(file.read(_HEAD))
+    return footer is not None and not 0 < footer < size_of(source)
+
+
+def _mxf_footer(head: bytes) -> int | None:
+    """Where an MXF's last partition begins by its first one (0: not said); None for other files."""
+    at = head.find(_MXF_PARTITION)
+    if at < 0 or len(head) < at + 100:
+        return None
+    at += 16
+    at += 1 + (head[at] & 0x7F if head[at] & 0x80 else 0)  # the length's own length
+    at += 24  # version (4), KAG size (4), offsets of this partition and of the one before (8 each)
+    return int.from_bytes(head[at : at + 8], "big")

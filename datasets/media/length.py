@@ -12,6 +12,7 @@ import av
 from av import error as av_error
 from av.container import InputContainer
 
+from datasets.media.headers import seeks_by_guess
 from datasets.media.opening import MediaError, Source, opened, size_of
 from datasets.media.reading import REREAD_BYTES
 from datasets.media.streams import choose_track
@@ -36,7 +37,12 @@ def media_length(source: Source) -> float | None:
             restarts = container.format.name in RESTARTING_FORMATS
             if duration is not None and restarts and size_of(source) > REREAD_BYTES:
                 return duration  # by its last packets
-            if duration is not None and duration > _BEFORE_END and not restarts:
+            if (
+                duration is not None
+                and duration > _BEFORE_END
+                and not restarts
+                and not seeks_by_guess(source)
+            ):
                 end = _end_after(container, duration - _BEFORE_END)
                 if end is not None:
                     return end

@@ -10,7 +10,7 @@ from av import error as av_error
 from av.container import InputContainer
 
 from datasets.media.bounds import check_sound
-from datasets.media.headers import bytes_are_missing
+from datasets.media.headers import bytes_are_missing, seeks_by_guess
 from datasets.media.opening import DECODER_BOUNDS, MediaError, Source, size_of
 from datasets.media.streams import choose_track, describe_track, stated_duration, stated_end
 from datasets.media.timeline import RESTARTING_FORMATS, Timeline
@@ -100,7 +100,7 @@ class Reading:
             MediaError: The segment lies beyond the end of the file.
         """
         rereads = self._timeline.restarts and size_of(self.source) <= REREAD_BYTES
-        self.from_start = rereads or margin >= self.begin
+        self.from_start = rereads or margin >= self.begin or seeks_by_guess(self.source)
         if not self.from_start and not self._seek(self.begin - margin):
             return False
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 VIDEO_SUFFIXES = (
     *(
         ".3g2",
@@ -39,3 +41,17 @@ SOUND_SUFFIXES = (
     *(".oga", ".ogg", ".opus", ".wav", ".weba", ".wma", ".wv"),
 )
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
+
+_SHOWN = 8
+
+
+def describe_others(others: Mapping[str, int]) -> str:
+    """What else lies in a folder, for people: ``3 .txt, 1 .pdf, 2 without an ending``.
+
+    Args:
+        others: How many files of each ending.
+    """
+    counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
+    words = [f"{count} {suffix or 'without an ending'}" for suffix, count in counts[:_SHOWN]]
+    rest = sum(count for _, count in counts[_SHOWN:])
+    return ", ".join([*words, *([f"{rest} of other endings"] if rest else [])])

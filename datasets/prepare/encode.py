@@ -132,6 +132,8 @@ class Encoder:
     def _sample(self, task: Task, clip: MediaClip) -> Sample:
         settings = self.settings
         metadata = self._metadata(task, round(clip.duration, 6), clip.frame_times)
+        if clip.tracks:
+            metadata["tracks"] = clip.tracks
         sound = encode_audio(clip.waveform, clip.sample_rate, settings.audio_format)
         frames = [(f"{i:02d}.jpg", encode_jpeg(f, settings.jpeg_quality)) for i, f in enumerate(clip.frames)]
         members = [*_text_member(task), (settings.audio_format, sound), *frames]

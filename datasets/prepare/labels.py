@@ -28,6 +28,7 @@ from typing import NamedTuple
 
 from datasets.prepare.text_files import check_encoding
 from datasets.shards.manifest import Label, task_label
+from home_paths import expand_home
 
 AUDIOSET = "AudioSet segments"
 VGGSOUND = "VGGSound"
@@ -280,7 +281,7 @@ def _manifest_row(path: Path, line: int, cells: list[str], header: list[str]) ->
             task = column.removeprefix(_TASK_COLUMN)
             labels += [task_label(task, name.strip()) for name in cell.split(LABEL_SEPARATOR) if name.strip()]
     start, end = (_seconds(path, line, row[key]) if row.get(key) else None for key in ("start", "end"))
-    name = os.path.normpath(row["path"])
+    name = os.path.normpath(expand_home(row["path"]))
     found = _row(path, line, name, start, end, labels, row.get("split") or None)
     return found._replace(text=_utf8(path, row["text"], "the text") if row.get("text") else None)
 

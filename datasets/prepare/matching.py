@@ -33,10 +33,16 @@ Files = Literal["auto", "clips", "videos"]
 _START = re.compile(r"[_-](\d+(?:\.\d+)?)(?![0-9A-Za-z])")
 
 
-def plan_unlabelled(scratch: Scratch) -> None:
-    """Makes a task of every file, without labels."""
+def plan_unlabelled(scratch: Scratch, listed: bool) -> None:
+    """Makes a task of every file, without labels.
+
+    Args:
+        scratch: Holds the files; takes the tasks.
+        listed: The files were named one by one. Two of these that differ only by their endings are two clips; found
+            in a folder they are one in two containers.
+    """
     for name in scratch.files():
-        scratch.add_task(Task(name, stem_path(name)), None)
+        scratch.add_task(Task(name, stem_path(name)), None, printable(name) if listed else None)
 
 
 def plan_folders(scratch: Scratch, vocabulary: Vocabulary | None) -> Vocabulary:
@@ -89,8 +95,8 @@ def _match_paths(scratch: Scratch, labels: LabelFile, vocabulary: Vocabulary, ro
         raise _nothing_matches(scratch, labels, f"no path of {labels.path}, taken from {root}, exists")
     for row, _, _ in scratch.rows():
         segmented = row.start is not None or row.end is not None
-        identifier = stem_path(row.name) + (f"_{row.start or 0.0:.3f}" if segmented else "")
-        _add(scratch, row, row.name, identifier, False, vocabulary)
+        segment = f"_{row.start or 0.0:.3f}" if segmented else ""
+        _add(scratch, row, row.name, stem_path(row.name) + segment, False, vocabulary, row.name + segment)
     for name in scratch.unnamed_files():
         scratch.reject(_unnamed(name, labels), None)
 
@@ -143,9 +149,15 @@ def _rows_meant(rows: list[Match], rest: str) -> tuple[list[Match], bool]:
 
 
 def _add(
-    scratch: Scratch, row: LabelRow, source: str, identifier: str, cut: bool | None, vocabulary: Vocabulary
+    scratch: Scratch,
+    row: LabelRow,
+    source: str,
+    identifier: str,
+    cut: bool | None,
+    vocabulary: Vocabulary,
+    spare: str | None = None,
 ) -> None:
-    """Adds a row's clip to the plan, or the reason why it can't be."""
+    """Adds a row's clip to the plan, under its spare id where another file has its own; or why it can't be added."""
     try:
         ids = vocabulary.ids(row.labels)
     except KeyError as error:
@@ -153,7 +165,7 @@ def _add(
     else:
         if ids or not len(vocabulary):
             task = Task(source, printable(identifier), ids, row.start, row.end, cut, row.text)
-            scratch.add_task(task, row.split)
+            scratch.add_task(task, row.split, spare and printable(spare))
             return
         detail = "its row names no class"
     scratch.reject(rejected(source, LABEL_UNKNOWN, detail), row.split)

@@ -40,6 +40,7 @@ _SCHEMA = """
 CREATE TABLE folders (depth INTEGER, name BLOB);
 CREATE TABLE visited (device TEXT, inode TEXT, PRIMARY KEY (device, inode)) WITHOUT ROWID;
 CREATE TABLE found (name BLOB);
+CREATE TABLE others (suffix TEXT PRIMARY KEY, count INTEGER) WITHOUT ROWID;
 CREATE TABLE files (number INTEGER PRIMARY KEY, name BLOB);
 CREATE TABLE rows (number INTEGER PRIMARY KEY, name BLOB, start REAL, end REAL, labels TEXT, split TEXT,
     text TEXT);
@@ -151,6 +152,16 @@ class Scratch:
                 # A link that leads nowhere is listed, to be rejected as file_missing; a FIFO or device is no video.
                 elif is_video(entry.name) and (linked or entry.is_file()):
                     self._db.execute("INSERT INTO found VALUES (?)", (name,))
+                elif not entry.name.startswith("."):
+                    suffix = printable(os.path.splitext(entry.name)[1].lower())
+                    self._db.execute(
+                        "INSERT INTO others VALUES (?, 1) ON CONFLICT DO UPDATE SET count = count + 1",
+                        (suffix,),
+                    )
+
+    def others(self) -> dict[str, int]:
+        """How many files of each other ending `find_files` saw, which are no videos; hidden ones not."""
+        return dict(self._db.execute("SELECT suffix, count FROM others"))
 
     def add_files(self, names: Iterable[str]) -> None:
         """Adds files by their names."""
@@ -222,8 +233,18 @@ class Scratch:
 
     # The plan
 
-    def add_task(self, task: Task, split: str | None) -> None:
-        """Adds a task; a reject if there is one of its id, in whatever split."""
+    def add_task(self, task: Task, split: str | None, spare_id: str | None = None) -> None:
+        """Adds a task; a reject if there is one of its id, in whatever split.
+
+        Args:
+            task: The task.
+            split: Its split.
+            spare_id: The id that it gets instead where another file has its own.
+        """
+        if spare_id is not None:
+            found = self._db.execute("SELECT task FROM tasks WHERE id = ?", (task.id,)).fetchone()
+            if found is not None and Task.parse(found[0]).source != task.source:
+                task = task._replace(id=spare_id)
         self._add("tasks", split or "", task, split)
 
     def tasks(self, split: str | None) -> Iterable[Task]:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from atomic import check_writable
+from datasets.media.suffixes import describe_others
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.labels import (
     LabelFile,
@@ -75,9 +77,10 @@ def _plan(config: PrepareConfig, scratch: Scratch, lengths: Lengths) -> Job:
 @contextmanager
 def _cleared(out: Path) -> Iterator[None]:
     """Forgets a plan that was never finished; leaves nothing behind if this one isn't either."""
-    forget(out)
     missing = [folder for folder in (out, *out.parents) if not folder.exists()]
     try:
+        check_writable(out)
+        forget(out)
         yield
     except BaseException:
         forget(out)
@@ -105,7 +108,7 @@ def _match(config: PrepareConfig, scratch: Scratch) -> tuple[list[str | None], V
         return scratch.splits(), vocabulary
     if config.folders_as_classes:
         return [None], plan_folders(scratch, read_classes(config.classes) if config.classes else None)
-    plan_unlabelled(scratch)
+    plan_unlabelled(scratch, listed=not source.is_dir())
     return [None], Vocabulary(())
 
 
@@ -114,7 +117,9 @@ def _take_files(scratch: Scratch, source: Path) -> bool:
     if source.is_dir():
         scratch.find_files(source)
         if not any(scratch.files(1)):
-            raise PrepareError(f"no video files (.mp4, .mkv, .webm, ...) in {source}")
+            raise PrepareError(f"no video files (.mp4, .mkv, .webm, ...) in {source}{_named_others(scratch)}")
+        if others := _named_others(scratch):
+            print(f"{source}{others} (not taken)", flush=True)
     elif not source.is_file():
         raise PrepareError(
             f"{source} {'is no regular file' if source.exists() else 'does not exist'}; give a folder of videos, "
@@ -129,6 +134,12 @@ def _take_files(scratch: Scratch, source: Path) -> bool:
         if not any(scratch.files(1)):
             raise PrepareError(f"{source} names no files")
     return False
+
+
+def _named_others(scratch: Scratch) -> str:
+    """What lies in the folder beside videos; empty for nothing."""
+    others = scratch.others()
+    return f"; other files there: {describe_others(others)}" if others else ""
 
 
 def _take_rows(scratch: Scratch, labels: LabelFile) -> set[str]:

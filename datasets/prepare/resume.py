@@ -150,7 +150,7 @@ class SplitJournal:
 
     def tasks(self, first: int) -> Iterator[Task]:
         """The plan's clips from number ``first`` on."""
-        with self._plan.open() as file:
+        with self._plan.open(encoding="utf-8") as file:
             for i, line in enumerate(file):
                 if i >= first:
                     yield Task.parse(line)
@@ -161,7 +161,7 @@ class SplitJournal:
 
     def rejects(self) -> Iterator[Reject]:
         """All rejects."""
-        with self._rejects.open() as file:
+        with self._rejects.open(encoding="utf-8") as file:
             for line in file:
                 yield Reject(*json.loads(line))
 

@@ -25,13 +25,12 @@ from typing import TypeVar
 from jsonargparse import ArgumentParser
 from tqdm import tqdm
 
-from atomic import TEMPORARY_SUFFIX, refuse_links
+from atomic import TEMPORARY_SUFFIX, check_writable, refuse_links
 from datasets.console import quiet_end
 from datasets.index import build_table
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.encode import Encoded, Encoder, Work
 from datasets.prepare.fbank_stats import Moments, spread_rows
-from datasets.prepare.labels import LabelFileError
 from datasets.prepare.planning import make_plan
 from datasets.prepare.resume import Job, Progress, SplitJournal, compare_settings, forget
 from datasets.prepare.segments import FileLength
@@ -45,7 +44,6 @@ from datasets.prepare.shard_output import (
 )
 from datasets.prepare.sources import PrepareError, Task, rejected_clip
 from datasets.shards.manifest import INDEX_NAME, Reject, ShardIndex
-from datasets.shards.tar import ShardError
 from datasets.worker_pool import Failure, WorkerPool
 from home_paths import command_line
 from terminal import show_control_characters
@@ -78,6 +76,7 @@ def prepare(config: PrepareConfig) -> list[Path]:
     if job is not None:
         compare_settings(settings, job.settings, out)
         _check_source(config)
+        check_writable(out)
     else:
         for finished in finished_sets(out):
             made = dict(ShardIndex.load(finished).settings)
@@ -211,13 +210,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(str(error))
     try:
         prepare(config)
-    except (PrepareError, LabelFileError, ShardError) as error:
+    except ValueError as error:  # PrepareError and its like
         raise SystemExit(f"datasets.prepare: {error}") from error
     except KeyboardInterrupt:
         raise SystemExit("\ninterrupted; the same command goes on after the last finished shard") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+            raise SystemExit(f"datasets.prepare: {error}") from error
         raise SystemExit(
             f"datasets.prepare: no space left on the disk of {config.out}. What is finished is kept; make "
             "room and give the same command again to go on"

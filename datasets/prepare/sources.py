@@ -11,6 +11,7 @@ from typing import NamedTuple
 from datasets.media.suffixes import VIDEO_SUFFIXES
 from datasets.prepare.text_files import check_encoding
 from datasets.shards.manifest import Reject
+from home_paths import expand_home
 
 DUPLICATE_ID = "duplicate_id"
 LABEL_UNKNOWN = "label_unknown"
@@ -69,7 +70,7 @@ def listed_names(path: Path) -> Iterator[str]:
                     f"{path} is neither a video (.mp4, .mkv, ...) nor a text file of paths nor a CSV"
                 )
             if line.strip():
-                yield os.path.normpath(line.strip())
+                yield os.path.normpath(expand_home(line.strip()))
 
 
 def rejected(source: str, reason: str, detail: str) -> Reject:

@@ -64,7 +64,7 @@ def read_world(folder: Path) -> SyntheticConfig:
         raise ValueError(
             f"{folder} holds no world.json: it is no generated world (python -m datasets.synthetic)"
         )
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text(encoding="utf-8"))
     known = {f.name for f in fields(SyntheticConfig)}
     if not isinstance(settings, dict) or not settings.keys() <= known:
         raise ValueError(f"{path} does not hold the settings of a generated world")

@@ -46,7 +46,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from atomic import TEMPORARY_SUFFIX, refuse_links, replacing, write_atomically
+from atomic import TEMPORARY_SUFFIX, check_writable, refuse_links, replacing, write_atomically
 from datasets.synthetic.picture import render_frames
 from datasets.synthetic.scene import SHAPES, SPLITS, SyntheticConfig, clip_path, describe, words_of
 from datasets.synthetic.sound import SAMPLE_RATE, render_sound
@@ -137,7 +137,7 @@ def _claim(out: Path, config: SyntheticConfig) -> None:
     """Leaves the settings in the folder, or finds the same ones there."""
     note = out / "world.json"
     settings = config.settings()
-    if note.exists() and (found := json.loads(note.read_text())) != settings:
+    if note.exists() and (found := json.loads(note.read_text(encoding="utf-8"))) != settings:
         other = ", ".join(k for k in settings if found.get(k) != settings[k])
         raise ValueError(
             f"{out} holds a world of other settings ({other}); choose another folder or delete it"
@@ -169,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = vars(parser.parse_args(command_line(arguments)))
     out, num_workers = options.pop("out"), options.pop("workers")
     try:
+        check_writable(out)
         generate(out, SyntheticConfig(**options), num_workers)
     except ValueError as error:
         parser.error(str(error))

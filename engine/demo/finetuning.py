@@ -26,6 +26,7 @@ from engine.tasks.finetune import finetune
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import open_training_sets
 from engine.training.runlog import setup_console
+from home_paths import command_line
 from terminal import show_control_characters
 
 _CONFIG = "configs/finetune_tiny.yaml"
@@ -52,7 +53,7 @@ def finetune_demo(
     Returns:
         ``labelled_clips``; ``accuracy[modality]``, a top-1 for each seed; ``frozen_features``, of the first seed.
     """
-    fbank = json.loads((shards / "train" / "index.json").read_text())["fbank"]
+    fbank = json.loads((shards / "train" / "index.json").read_text(encoding="utf-8"))["fbank"]
     base = [
         f"data.train={shards}/train", f"data.val={shards}/val", f"evaluation.shards={shards}/test",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
@@ -81,7 +82,7 @@ def _accuracy(out: Path, world: World, base: list[str], modality: Modalities, se
         config, text = _config([*base, f"objective.modalities={modality}", f"seed={seed}"], run)
         if not finetune(config, text, world):
             raise SystemExit("stopped on request; run the same command again to go on")
-    value = json.loads(report.read_text())["results"][str(modality)]["top1"]
+    value = json.loads(report.read_text(encoding="utf-8"))["results"][str(modality)]["top1"]
     if world.is_main:
         print(f"{out.name}, {modality}, seed {seed}: accuracy {value:.1%}", flush=True)
     return value
@@ -94,7 +95,7 @@ def _frozen_features(run: Path, world: World, base: list[str]) -> dict[str, floa
         train = open_training_sets(config)[0]
         objective = build_classification(config, train).to(world.device)
         FinalEvaluation(config, train, world, run, 0, text)(objective, "init", classify=False)
-    return json.loads(report.read_text())["frozen_features"]
+    return json.loads(report.read_text(encoding="utf-8"))["frozen_features"]
 
 
 def _config(overrides: list[str], run: Path) -> tuple[FinetuneConfig, str]:
@@ -116,7 +117,7 @@ def main() -> None:
     parser.add_argument(
         "--overrides", nargs="*", default=(), help="of the recipe, such as model.name=equiav_tiny"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(command_line())
     with distributed() as world:
         setup_console(is_main=False)  # the runs' own lines would be a flood
         try:

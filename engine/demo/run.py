@@ -18,8 +18,9 @@ from pathlib import Path
 from subprocess import Popen
 from typing import Any
 
-from atomic import write_atomically
+from atomic import check_writable, write_atomically
 from engine.training.runlog import read_metrics
+from home_paths import command_line
 from terminal import show_control_characters
 
 _CONFIG = "configs/pretrain_cav_mae_tiny.yaml"
@@ -41,7 +42,12 @@ def main() -> None:
     parser.add_argument(
         "overrides", nargs="*", help="config overrides for pretraining, such as train.steps=20"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(command_line())
+    try:
+        for folder in (options.data, options.run):
+            check_writable(folder)
+    except ValueError as error:
+        parser.exit(1, f"{parser.prog}: error: {error}\n")
     started = time.monotonic()
     make_shards(options.data, options.clips)
     pretrain(options.data, options.run / "pretrain", options.overrides)
@@ -68,7 +74,7 @@ def make_shards(data: Path, clips: tuple[int, int, int]) -> None:
 
 def pretrain(data: Path, run: Path, overrides: list[str]) -> None:
     """Pretrains on the demo's shards."""
-    fbank = json.loads((data / "shards" / "train" / "index.json").read_text())["fbank"]
+    fbank = json.loads((data / "shards" / "train" / "index.json").read_text(encoding="utf-8"))["fbank"]
     command = [
         "main_pretrain.py", "--config", _CONFIG, f"output_dir={run}",
         f"data.train={data}/shards/train", f"data.val={data}/shards/val",
@@ -86,8 +92,13 @@ def finetune(data: Path, run: Path, seeds: Sequence[int]) -> dict[str, Any]:
     # Small steps gain little from a second thread, and nothing from two processes that each want every core.
     threads = str(max(1, len(os.sched_getaffinity(0)) // len(STARTS)))
     _run("fine-tuning, pretrained and from scratch", *commands.values(), OMP_NUM_THREADS=threads)
-    results = {start: json.loads((folder / "results.json").read_text()) for start, folder in folders.items()}
-    classes = len(json.loads((data / "shards" / "train" / "index.json").read_text())["labels"])
+    results = {
+        start: json.loads((folder / "results.json").read_text(encoding="utf-8"))
+        for start, folder in folders.items()
+    }
+    classes = len(
+        json.loads((data / "shards" / "train" / "index.json").read_text(encoding="utf-8"))["labels"]
+    )
     return {
         "chance": 1 / classes,
         "labelled_clips": results["pretrained"]["labelled_clips"],
@@ -125,7 +136,7 @@ def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
     held_out = [record for record in records if "val/retrieval_a2v_r1" in record]
     first, last = held_out[0], held_out[-1]
     names = [name for name in last if name.startswith("val/")]
-    train = json.loads((data / "shards" / "train" / "index.json").read_text())
+    train = json.loads((data / "shards" / "train" / "index.json").read_text(encoding="utf-8"))
     return {
         "what": "a tiny model on a generated world: shows that everything works, says nothing about real video",
         "training_clips": train["samples"],

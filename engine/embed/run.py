@@ -28,10 +28,13 @@ from tqdm import tqdm
 
 from atomic import refuse_links, replacing, write_atomically
 from datasets.batch import AVBatch, Ticket, collate
+from datasets.loading.config import DataConfig
 from datasets.loading.reader import FrameChoice, all_frames, middle_frame
+from datasets.loading.workers import LoaderStalledError, make_loader
+from datasets.media.suffixes import describe_others
 from engine.embed.backbones import is_backbone, load_backbone
 from engine.embed.embedder import EarsightEmbedder, Embedder
-from engine.embed.sources import SUFFIXES, EmbedSource, describe_others, open_source
+from engine.embed.sources import SUFFIXES, EmbedSource, open_source
 from engine.embeddings import Columns, check_target, load_npz, write_embeddings
 from engine.namesake import check_datasets
 from engine.training.runlog import logger, setup_console
@@ -81,7 +84,7 @@ class EmbedJob:
         if not settings.is_file():
             self.folder.mkdir(parents=True, exist_ok=True)
             write_atomically(settings, text)
-        elif settings.read_text() != text:
+        elif settings.read_text(encoding="utf-8") != text:
             raise ValueError(
                 f"{self.folder} holds parts of another model, source or settings; remove it to start anew"
             )
@@ -148,6 +151,7 @@ def embed(
 
     Raises:
         ValueError: The target can't be written, there are parts of another job, or no clip could be read.
+        LoaderStalledError: The processes that read make no progress.
     """
     check_target(target)
     origin = {
@@ -216,15 +220,9 @@ def _embed_parts(
 def _loader(
     source: EmbedSource, batches: list[list[Ticket]], num_samples: int, num_workers: int
 ) -> DataLoader[AVBatch]:
-    loader = DataLoader(
-        source.clips,
-        batch_sampler=cast(Any, batches),
-        num_workers=num_workers,
-        collate_fn=partial(collate, num_samples=num_samples, num_classes=len(source.classes)),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
-    )
-    return cast(DataLoader[AVBatch], loader)
+    join = partial(collate, num_samples=num_samples, num_classes=len(source.classes))
+    reading = DataConfig(train="", num_workers=num_workers, prefetch_factor=2)
+    return make_loader(reading, source.clips, cast(Any, batches), join)
 
 
 def _columns(embedder: Embedder, batch: AVBatch) -> Columns:
@@ -317,6 +315,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             embedder, source, options.target, model_name=options.model, batch_size=options.batch_size,
             part_size=options.part_size, num_workers=options.num_workers, device=options.device, bf16=options.bf16,
         )  # fmt: skip
-    except ValueError as error:
+    except (ValueError, LoaderStalledError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     print(f"{done} clips embedded, {rejected} could not be read; wrote {options.target}")

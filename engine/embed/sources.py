@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -164,6 +164,10 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         except (DecodeError, DecoderDiedError, MediaError, OSError) as error:
             return ReadFailure(name, str(self.folder), str(error))
 
+    def __getitems__(self, tickets: Sequence[Ticket]) -> list[Clip | ReadFailure]:
+        """Reads a batch of tickets."""
+        return [self[ticket] for ticket in tickets]
+
     def _read(self, name: str, ticket: Ticket) -> Clip:
         path = self.folder / name
         if self.kind == "sound":
@@ -225,9 +229,3 @@ def list_files(folder: Path) -> list[str]:
         relative = Path(parent).relative_to(folder)
         found += [str(relative / name) for name in files if not name.startswith(".")]
     return sorted(found)
-
-
-def describe_others(others: Mapping[str, int]) -> str:
-    """What else lies in a folder, for people: ``3 .txt, 1 .pdf and 2 without an ending``."""
-    counts = sorted(others.items(), key=lambda item: (-item[1], item[0]))
-    return ", ".join(f"{count} {suffix or 'without an ending'}" for suffix, count in counts)

@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from atomic import write_atomically
+from atomic import check_writable, write_atomically
 from datasets.decode import resize_and_crop
 from datasets.media.container import SAMPLE_RATE, MediaSettings, read_media
 from datasets.synthetic.masks import object_masks, read_world
 from datasets.synthetic.scene import SPLITS, clip_path, make_scene
 from engine.evaluation.grounding import grounding_scores, time_alignment, to_pixels
 from engine.ground.grounder import Grounder
+from home_paths import command_line
 from models import build_model
 from terminal import show_control_characters
 
@@ -113,8 +114,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test")
     parser.add_argument("--limit", type=int, help="the first so many clips alone")
     parser.add_argument("--json", type=Path, help="also write the scores here")
-    options = parser.parse_args(arguments)
+    options = parser.parse_args(command_line(arguments))
     try:
+        if options.json:
+            check_writable(options.json.parent)
         grounder = Grounder.open(options.model)
         clips = read_clips(options.world, options.split, grounder.image_size, options.limit)
     except ValueError as error:

@@ -171,6 +171,22 @@ def import_deepspeed() -> Any:
     return deepspeed
 
 
+class _Company:
+    """Whether the other processes take part in what this one computes; of all its threads."""
+
+    alone = False
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """What is computed in the block is this process's own: rows are not gathered."""
+    _Company.alone = True
+    try:
+        yield
+    finally:
+        _Company.alone = False
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """Joins every rank's rows, keeping the gradient to each rank's own.
 
@@ -181,7 +197,7 @@ def gather_rows(rows: Tensor) -> Tensor:
         (b · world size, ...) in rank order. Under data parallelism that averages gradients over the ranks, a loss on
         local rows against these columns has exactly the gradient of one process with the joint batch.
     """
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+    if _Company.alone or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
     everyone = torch.cat(all_gather_with_gradient(rows.contiguous()))
     if everyone.requires_grad:
@@ -191,8 +207,8 @@ def gather_rows(rows: Tensor) -> Tensor:
 
 
 def rank() -> int:
-    """This process's rank, 0 where there is no process group."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    """This process's rank, 0 where there is no process group or it computes `alone`."""
+    return dist.get_rank() if dist.is_initialized() and not _Company.alone else 0
 
 
 def _free_port() -> int:

@@ -439,7 +439,9 @@ def make_universal(checkpoint: Checkpoint) -> Path:
     with plain_path(checkpoint.path) as source:
         command += ["--input_folder", f"{source}/{_DEEPSPEED}"]
         command += ["--output_folder", f"{source}/{folder.name}/{_UNIVERSAL}"]
-        result = subprocess.run(command, capture_output=True, text=True, env=environment)
+        result = subprocess.run(
+            command, capture_output=True, encoding="utf-8", errors="replace", env=environment
+        )
     if result.returncode:
         shutil.rmtree(folder)
         if "UnpicklingError" in result.stderr:

@@ -213,7 +213,7 @@ def _read(path: Path) -> Holder | None:
 def _machine() -> str:
     """Boot and process table of this machine: containers on one host have process ids of their own."""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     return ""
 
@@ -222,7 +222,9 @@ def _start_of(pid: int) -> int | None:
     """When a process started, in ticks after the boot; None where there is no such process, or it is dead."""
     try:
         # After the name in brackets, which may hold anything: state is the first field, the start the twentieth.
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        fields = (
+            Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        )
     except OSError:
         return None
     return None if fields[0] in "ZX" else int(fields[19])

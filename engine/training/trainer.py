@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -38,6 +39,7 @@ from engine.training.optimizer import clip_gradients, set_lr
 from engine.training.resume import restore, resume
 from engine.training.runlog import RunLog, logger
 from engine.training.schedule import lr_factor
+from engine.training.spoiling_clips import spoiling_clips
 from engine.training.stop import StopRequest
 from engine.training.throughput import Throughput
 
@@ -302,6 +304,22 @@ class Trainer:
         self._ids.clear()
         restore(self.engine, checkpoint, self.world, self.config.parallel.zero_stage)
         self.step = checkpoint.state.step
+        self._blame(bad_step)
+
+    def _blame(self, bad_step: int) -> None:
+        """Says which clips of a bad step's batch are not finite alone, with the checkpoint's weights."""
+        self.objective.before_step(bad_step - 1, self._steps_per_epoch)
+        batches = islice(self.data.loader(bad_step - 1, ()), self.config.parallel.accumulation_steps)
+        bf16 = self.config.parallel.uses_bf16(self.world.device)
+        found = spoiling_clips(self.objective, batches, self.world.device, bf16)
+        names = [name for part in self.world.gather_objects(found) for name in part]
+        if names:
+            logger.error("not finite alone, with the weights of step %d: %s", self.step, ", ".join(names))
+        else:
+            logger.error(
+                "each of these clips alone is finite, with the weights of step %d: if it happens again, the steps "
+                "are too long (optimizer.lr, optimizer.clip_grad)", self.step,
+            )  # fmt: skip
 
     def _retreat(self) -> str:
         """Sets aside checkpoints that may hold the ruined weights, so that another attempt begins before them.

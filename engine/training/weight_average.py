@@ -90,11 +90,12 @@ class WeightAverage:
                 f"up to epoch {done} ({self._path(done).name}); set it to {done + 1} or later, or to null"
             )
         _open(self._path(done), done)
-        began = self.run / "average" / _FIRST
-        if began.is_file() and began.read_text().strip() != str(first):  # earlier versions did not say
+        file = self.run / "average" / _FIRST
+        began = file.read_text(encoding="utf-8").strip() if file.is_file() else None
+        if began not in (None, str(first)):  # earlier versions did not say
             raise ValueError(
                 f"averaging.first_epoch is {first}, but the mean in {self._path(done)} begins with epoch "
-                f"{began.read_text().strip()}; set it back, to {done + 1} or later, or to null"
+                f"{began}; set it back, to {done + 1} or later, or to null"
             )
 
     def update(self, model: nn.Module, step: int) -> None:

@@ -19,7 +19,7 @@ from typing import Any, cast
 
 from torch import nn
 
-from atomic import write_atomically
+from atomic import check_writable, write_atomically
 from home_paths import command_line
 from models.classifier import AudioVisualClassifier
 from models.config import ModelConfig
@@ -163,6 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     add_source_arguments(parser)
     options = parser.parse_args(command_line(arguments))
     try:
+        check_writable(options.target.parent)
         known = parse_settings(options.settings)
         onnx = not options.no_onnx
         print(export(options.source, options.target, options.form, onnx=onnx, allow=options.allow, **known))

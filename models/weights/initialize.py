@@ -147,10 +147,10 @@ def initialize(model: nn.Module, source: SourceWeights, allow: Sequence[str] = (
             names and which has their ``config``).
         source: From `models.weights.sources.read_weights`.
         allow: Patterns (``head.*``) of the model's tensors that may stay as drawn though the file lacks them
-            or has them in another shape, and of the file's that may be left out.
+            or has them in another shape or not finite, and of the file's that may be left out.
 
     Raises:
-        WeightsError: Tensors are missing, left over or misshapen; all are named.
+        WeightsError: Tensors are missing, left over, misshapen or not finite; all are named.
     """
     config: ModelConfig = model.config  # type: ignore[assignment]
     prefix = "encoder." if isinstance(model, Encoder) else ""
@@ -200,7 +200,14 @@ def _fill(
     account.used.add(origin)
     if isinstance(config, GridConfig) and _POSITIONS.fullmatch(name):
         value, how = _fit_positions(name, value, own, config, fixed=source.kind is not SourceKind.vit)
-    if value.shape == own.shape:
+    if value.shape == own.shape and not value.isfinite().all():
+        if _allowed(name, allow):
+            account.entries.append(
+                Entry(Outcome.anew, name, origin, "allowed: not all of it is finite there")
+            )
+        else:
+            account.wrong.append(f"{origin} in the file has values that are not finite (NaN or infinite)")
+    elif value.shape == own.shape:
         account.state[name] = value
         account.entries.append(Entry(Outcome.converted if how else Outcome.loaded, name, origin, how or ""))
         if scale := timm_vit.layer_scale(origin):

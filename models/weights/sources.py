@@ -152,7 +152,8 @@ def read_weights(source: str | PathLike[str]) -> SourceWeights:
 
     Args:
         source: A run, a checkpoint, an exported model, a file of weights, a DeepSpeed folder, a folder that
-            timm reads, or ``timm:NAME:FILE`` for the weights of timm's model NAME in a local file.
+            timm reads, or ``timm:NAME:FILE`` for the weights of timm's model NAME (with or without a tag) in a local
+            file.
 
     Raises:
         UnsafeFileError: The file holds more than tensors; nothing of it was run.
@@ -288,8 +289,13 @@ def _is_plain_argument(name: str, value: Any) -> bool:
 
 
 def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) -> SourceWeights:
-    """The weights of a timm ViT, whose names must be exactly that model's; only its head may differ."""
-    if name not in timm.list_models():
+    """The weights of a timm ViT, whose names must be exactly that model's; only its head may differ.
+
+    A tag (``vit_base_patch16_224.augreg_in21k``) names weights of the model, which are in the file.
+    """
+    if name.partition(".")[0] not in timm.list_models() or (
+        "." in name and not timm.is_model_pretrained(name)
+    ):
         raise WeightsError(f"timm has no model {name!r}; see timm.list_models('vit_*')")
     unknown = sorted(str(key) for key in model_args if key not in _TIMM_ARGUMENTS)
     if unknown or not all(_is_plain_argument(name, value) for name, value in model_args.items()):

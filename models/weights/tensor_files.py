@@ -26,7 +26,7 @@ WEIGHTS_NAME = "model.safetensors"
 _CHECKPOINT = re.compile(r"step_\d{8}")
 _CHECKPOINT_FILES = (WEIGHTS_NAME, "config.yaml", "state.json")
 # Where other programs keep the weights within what they save, beside optimizer, epoch and arguments.
-_WRAPPERS = ("model", "state_dict", "module")
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module")
 # Names of wrapping modules, in front of every key: data parallelism, an objective, torch.compile.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
@@ -91,7 +91,7 @@ def newest_checkpoint(run: Path) -> Path:
 def _deepspeed_states(folder: Path) -> Path:
     """The model states in a folder that DeepSpeed wrote with ZeRO 0, 1 or 2; these stages keep them whole."""
     if (folder / "latest").is_file():
-        tag = (folder / "latest").read_text().strip()
+        tag = (folder / "latest").read_text(encoding="utf-8").strip()
         if Path(tag).name != tag or not (folder / tag).is_dir():
             raise WeightsError(f"{folder}: its file `latest` names {tag!r}, which is no folder in it")
         folder = folder / tag
@@ -117,7 +117,7 @@ def read_file(path: Path) -> TensorFile:
         UnsafeFileError: It holds more than tensors and plain values; nothing in it was run.
         WeightsError: It is damaged, or holds no mapping of names to tensors.
     """
-    file = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+    file = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     if not file.tensors:
         raise WeightsError(f"{path} holds no tensors")
     _check_claims(path, file.tensors)
@@ -128,6 +128,19 @@ def read_file(path: Path) -> TensorFile:
     }
     tensors = {name: _float32(value) for name, value in _without_prefixes(file.tensors).items()}
     return TensorFile(path, tensors, file.metadata, file.left, ", ".join(sorted(kinds)))
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors by its content, or by its name where the content tells nothing."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(9)
+    except OSError as error:
+        raise WeightsError(f"{path} can't be read: {error.strerror}") from error
+    # Its header is JSON, behind the length of that; torch.save writes a zip archive, or before 2020 a pickle.
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size:
+        return True
+    return path.suffix == ".safetensors" and not head.startswith((b"PK", b"\x80"))
 
 
 def _check_claims(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -190,11 +203,19 @@ def _read_torch(path: Path) -> TensorFile:
         raise WeightsError(f"{path} does not hold a plain mapping of names to tensors")
     other = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if other:
+        nested = [
+            str(key) for key, value in content.items() if isinstance(value, Mapping) and _has_tensors(value)
+        ]
+        advice = f"; if the weights are those under {nested[0]!r}, save these alone" if nested else ""
         raise WeightsError(
             f"{path} does not hold a plain mapping of names to tensors: {', '.join(other[:3])} "
-            f"{'is' if len(other) == 1 else 'are'} none"
+            f"{'is' if len(other) == 1 else 'are'} none{advice}"
         )
     return TensorFile(path, {str(name): value for name, value in content.items()}, left=left)
+
+
+def _has_tensors(content: Mapping[Any, Any]) -> bool:
+    return any(isinstance(value, Tensor) for value in content.values())
 
 
 def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -214,7 +235,7 @@ def read_json(path: Path) -> dict[str, Any]:
         WeightsError: It is none.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path} can't be read as JSON: {error}") from error
     return parse_json(text, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 from support.shards import make_sample, make_shards
 
-from datasets.check import main
+from datasets.check import ShardChecker, main
+from datasets.decode import decode_audio
 from datasets.index import build_table
 from datasets.prepare.shard_output import write_rejects
 from datasets.shards.manifest import INDEX_NAME, Reject, ShardIndex
@@ -127,6 +129,46 @@ def test_bad_samples(folder: Path, capsys):
     assert f"sample {good[0].key}: has no sound" in output
     assert f"sample {good[1].key}: 00.jpg: picture can't be decoded" in output
     assert f"sample {good[2].key}: 1 pictures for 2 frame times" in output
+
+
+def test_broken_shards_and_sets_do_not_keep_the_others_from_being_checked(tmp_path: Path, capsys):
+    for split in ("a", "b"):
+        make_shards(tmp_path / split, 4, 2, seconds=0.3)
+    (tmp_path / "a" / "index.json").write_text('{"format": "earsight"}')
+    shards = sorted((tmp_path / "b").glob("*.tar"))
+    content = shards[0].read_bytes()
+    shards[0].write_bytes(content[:5000] + b"\xff" * 5000 + content[10_000:])
+    odd = replace(make_sample(2, seconds=0.3))
+    odd = replace(odd, metadata=odd.metadata | {"frame_times": 5})
+    with ShardWriter(shards[1]) as writer:
+        writer.write(odd)
+        writer.write(replace(make_sample(3, seconds=0.3), members=[("flac", b"none")]))
+    code, output = check(tmp_path, capsys)
+    assert code == 1
+    for problem in (
+        f"{tmp_path / 'a' / 'index.json'}",
+        f"{shards[0]} is damaged",
+        f"{shards[1]}: sample {odd.key}: frame times are no list: 5",
+        "flac: sound can't be decoded",
+    ):
+        assert problem in output
+
+
+def test_a_clip_that_kills_its_decoder_is_named_and_the_rest_of_its_shard_checked(folder: Path, monkeypatch):
+    index = ShardIndex.load(folder)
+
+    def dying(data: bytearray) -> None:
+        if len(decode_audio(data)) and hashlib.sha256(data).digest() == deadly:
+            os.kill(os.getpid(), signal.SIGSEGV)
+
+    deadly = hashlib.sha256(make_sample(1, seconds=0.3).members[0][1]).digest()
+    monkeypatch.setattr("datasets.check.decode_audio", dying)
+    report = ShardChecker(folder, None, index.labels)(index.shards[0])
+    assert report.samples == 3
+    assert len(report.problems) == 1
+    assert (
+        f"sample {make_sample(1).key}: the process that decoded it ended with SIGSEGV" in report.problems[0]
+    )
 
 
 def test_repeated_ids_and_wrong_counts(folder: Path, capsys):

@@ -191,9 +191,30 @@ def test_folders_as_classes(scratch: Scratch):
 
 def test_no_labels(scratch: Scratch):
     scratch.add_files(NAMES)
-    plan_unlabelled(scratch)
+    plan_unlabelled(scratch, listed=False)
     assert list(sources(scratch).values()) == [name for name in NAMES if name != "dog/1.webm"]
     assert reasons(scratch.rejects(None)) == [("dog/1.webm", "duplicate_id")]
+
+
+def test_listed_files_that_differ_only_by_their_endings_are_two_clips(scratch: Scratch):
+    scratch.add_files([*NAMES, "dog/1.webm"])
+    plan_unlabelled(scratch, listed=True)
+    assert list(sources(scratch)) == ["cat/1", "cat/deep/2", "dog/1", "dog/1.webm", "stray"]
+    assert reasons(scratch.rejects(None)) == [("dog/1.webm", "duplicate_id")]
+
+
+def test_so_are_those_of_a_csv(scratch: Scratch, tmp_path: Path):
+    rows = "path,start,end\na.mp4,,\na.mkv,,\na.mp4,1,2\na.mkv,1,2\na.mkv,1,2\n"
+    labels = read_label_file(write(tmp_path / "l.csv", rows))
+    write(tmp_path / "a.mp4", "")
+    match(scratch, [], labels, root=tmp_path)
+    assert sources(scratch) == {
+        "a": "a.mp4",
+        "a.mkv": "a.mkv",
+        "a_1.000": "a.mp4",
+        "a.mkv_1.000": "a.mkv",
+    }
+    assert reasons(scratch.rejects(None)) == [("a.mkv", "duplicate_id")]
 
 
 def test_listing_follows_links_once(scratch: Scratch, tmp_path: Path):

@@ -26,6 +26,9 @@ from support.odd_media import (
 from datasets.decode import DecodeError, decode_audio
 from datasets.media.container import MediaClip, MediaError, MediaSettings, read_media
 from datasets.media.length import media_length
+from datasets.prepare.encode import Encoder, EncodeSettings, Work
+from datasets.prepare.sources import Task
+from datasets.shards.tar import Sample
 
 
 def check(clip: MediaClip, first: int, seconds: int) -> None:
@@ -193,6 +196,9 @@ def test_a_track_can_be_named_by_number_or_language(tmp_path: Path):
     for wanted in (1, "1", "eng", "ENG"):
         check(read_media(path, settings=MediaSettings(audio_track=wanted)), 0, 3)
     assert seconds_heard(read_media(path, settings=MediaSettings(audio_track=0)).waveform) == [0, 0, 0]
+    outcome = Encoder(str(tmp_path), EncodeSettings())(Work(Task("a.mkv", "a"))).outcome
+    assert isinstance(outcome, Sample)
+    assert outcome.metadata["tracks"] == {"audio": {"index": 0, "of": 2, "language": "deu"}}
     with pytest.raises(MediaError, match=r"no_audio: no audio track fra; the file has 0 \(deu\), 1 \(eng\)"):
         read_media(path, settings=MediaSettings(audio_track="fra"))
     with pytest.raises(MediaError, match="no_audio: no audio track 2"):
@@ -247,6 +253,18 @@ def test_a_file_cut_off_is_truncated_where_its_own_bytes_are_missing(
     assert read_media(path).truncated
 
 
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.8])
+def test_an_mxf_that_was_cut_is_timed_by_its_packets(tmp_path: Path, share: float):
+    path = write_media(tmp_path / "a.mxf", 20, video="mpeg2video", audio="pcm_s16le")
+    path.write_bytes(path.read_bytes()[: round(share * path.stat().st_size)])
+    end = round(20 * share)
+    assert media_length(path) == pytest.approx(end, abs=0.2)
+    check(read_media(path, end - 3, end - 1), end - 3, 2)
+    assert read_media(path, end - 2, end + 2).truncated
+    with pytest.raises(MediaError, match=r"outside|no_audio"):
+        read_media(path, end + 2, end + 4)
+
+
 SLIDES = {0.0: 1, 6.0: 2, 12.0: 3}
 
 
@@ -277,10 +295,11 @@ def test_a_picture_is_on_display_until_the_next_one_comes(
         np.testing.assert_allclose(np.add(clip.frame_times, start), shown, atol=0.15)
 
 
-def test_two_transport_streams_joined_are_one(tmp_path: Path):
+@pytest.mark.parametrize("rates", [(48_000, 48_000), (48_000, 44_100), (32_000, 48_000)])
+def test_two_transport_streams_joined_are_one_also_where_the_rate_changes(tmp_path: Path, rates):
     parts = [
-        write_media(tmp_path / f"{first}.ts", 4, video="mpeg2video", audio="mp2", first=first)
-        for first in (0, 4)
+        write_media(tmp_path / f"{first}.ts", 4, video="mpeg2video", audio="mp2", first=first, rate=rate)
+        for first, rate in zip((0, 4), rates, strict=True)
     ]
     path = tmp_path / "joined.ts"
     path.write_bytes(b"".join(part.read_bytes() for part in parts))

@@ -106,6 +106,18 @@ def test_order_depends_on_the_seed_alone(tmp_path: Path):
     assert sorted(plan("fourth")) == sorted(plain)
 
 
+def test_other_files_of_a_folder_are_counted_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("a.mp4", "b.TXT", "c/d.txt", "c/noending", ".hidden.pdf", ".git/e.pdf"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write(tmp_path / "in" / name, "")
+    make_plan(PrepareConfig(source=str(tmp_path / "in"), out=str(tmp_path / "out")), ten_seconds)
+    said = capsys.readouterr().out
+    assert said == f"{tmp_path / 'in'}; other files there: 2 .txt, 1 without an ending (not taken)\n"
+    (tmp_path / "in" / "a.mp4").unlink()
+    with pytest.raises(PrepareError, match=r"no video files .*; other files there: 2 \.txt"):
+        make_plan(PrepareConfig(source=str(tmp_path / "in"), out=str(tmp_path / "new")), ten_seconds)
+
+
 def test_pieces_that_rows_name_as_well_come_once(tmp_path: Path):
     write(tmp_path / "a.mp4", "")
     write(tmp_path / "set.csv", "path,start,end\na.mp4,,\na.mp4,10,20\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from support.shards import make_shards, make_waveform
 from support.videos import write_video
 from torchaudio.compliance import kaldi
 
+from datasets.decode import decode_audio
 from datasets.index import index_folder
 from datasets.inspect.contact_sheet import (
     AXIS,
@@ -24,7 +27,7 @@ from datasets.inspect.contact_sheet import (
     WIDTH,
     contact_sheet,
 )
-from datasets.inspect.stored_clips import read_clips
+from datasets.inspect.stored_clips import read_clip
 from datasets.prepare.fbank_stats import Moments, measure_fbank, spread_rows
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.table import ClipTable
@@ -44,9 +47,7 @@ def test_rows_are_spread():
 
 
 def test_stored_clips(folder: Path):
-    (clip,) = read_clips(folder, ClipTable.open(folder), [4])
-    assert clip.id == "clip-00004"
-    assert clip.labels == (1,)
+    clip = read_clip(folder, ClipTable.open(folder), 4)
     assert clip.sound[:4] == b"fLaC"
     assert [frame[:2] for frame in clip.frames] == [b"\xff\xd8"] * 5
 
@@ -79,6 +80,34 @@ def test_loudness(folder: Path):
     assert len(levels) == 3
     assert levels[1].rms == pytest.approx(10 * np.log10((waveform**2).mean()), abs=1e-6)
     assert levels[1].peak == pytest.approx(20 * np.log10(abs(waveform).max()), abs=1e-6)
+
+
+def test_clips_that_kill_their_decoder_or_are_damaged_are_named(tmp_path: Path, monkeypatch, capsys):
+    folder = make_shards(tmp_path / "set", 4, 4, seconds=0.3)
+    table = ClipTable.open(folder)
+    shard = bytearray((folder / table.shards[0]).read_bytes())
+    for row, slots in ((2, table.audio_slots), (3, [0])):  # the sound's tar header, and the metadata
+        place = table.members(row)[slots[0]].offset + (0 if row == 2 else 512)
+        shard[place : place + 100] = b"\xff" * 100
+    (folder / table.shards[0]).write_bytes(shard)
+
+    def dying(data: bytes) -> torch.Tensor:
+        sound = decode_audio(data)
+        if np.array_equal(sound.numpy(), make_waveform(1, 0.3)):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return sound
+
+    monkeypatch.setattr("datasets.inspect.stored_clips.decode_audio", dying)
+    levels, failures = measure_loudness(folder, table, 4)
+    assert len(levels) == 1
+    assert [failure[:11] for failure in failures] == ["clip-00001:", "clip-00002:", "clip-00003:"]
+    for failure, what in zip(
+        failures, ("SIGSEGV", "its shard is damaged", "its metadata can't be read"), strict=True
+    ):
+        assert what in failure
+    main([str(folder)])
+    assert "3 clips can't be decoded, such as clip-00001" in capsys.readouterr().out
+    assert (folder / "contact_sheet.png").is_file()
 
 
 def frames_and_spectrogram(sheet: Image.Image) -> tuple[list[np.ndarray], np.ndarray]:

@@ -21,6 +21,16 @@ def test_marks_and_line_ends_are_no_part_of_names(tmp_path: Path, encoding: str,
     assert [row.labels for row in read_label_file(path).rows()] == [("dog",)]
 
 
+def test_home_folders_in_lists_and_label_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path = tmp_path / "list.txt"
+    path.write_text("~/a.mp4\n$HOME/b.mp4\n${HOME}/c.mp4\na~/d.mp4\n")
+    expected = ["/home/me/a.mp4", "/home/me/b.mp4", "/home/me/c.mp4", "a~/d.mp4"]
+    assert list(listed_names(path)) == expected
+    path.write_text("path\n" + path.read_text())
+    assert [row.name for row in read_label_file(path).rows()] == expected
+
+
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be"])
 def test_utf16_is_said(tmp_path: Path, encoding: str):
     path = tmp_path / "list.txt"

@@ -5,6 +5,8 @@ import importlib.util
 import json
 import os
 import signal
+import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +21,13 @@ from support.videos import write_video
 
 from datasets.batch import AVBatch
 from datasets.decode import decode_audio, decode_frame
+from datasets.loading.config import DataConfig
 from datasets.loading.reader import all_frames
+from datasets.loading.workers import LoaderStalledError
+from datasets.media.suffixes import describe_others
 from engine.embed.embedder import EarsightEmbedder, Vectors
 from engine.embed.run import EmbedJob, embed, load_embedder, main
-from engine.embed.sources import describe_others, open_source
+from engine.embed.sources import open_source
 from engine.embeddings import main as measure_main
 from engine.embeddings import read_embeddings
 from models import FbankConfig, PretrainedEncoders
@@ -309,3 +314,20 @@ def test_a_part_that_lost_its_bytes_is_done_again(tmp_path, damage):
     assert job.left() == []
     job.path(1).write_bytes(damage)
     assert job.left() == [1]
+
+
+def test_readers_that_hang_end_the_command(tmp_path, embedder, monkeypatch):
+    soundfile.write(tmp_path / "a.wav", make_waveform(0, 0.2), 16_000)
+    source = open_source(str(tmp_path), embedder)
+    here = os.getpid()
+
+    def hanging(files, tickets):
+        if os.getpid() != here:
+            time.sleep(60)
+        return [files[ticket] for ticket in tickets]
+
+    monkeypatch.setattr("engine.embed.sources.MediaFiles.__getitems__", hanging)
+    monkeypatch.setattr("engine.embed.run.DataConfig", partial(DataConfig, stall_seconds=0.3))
+    monkeypatch.setattr("datasets.loading.workers._LOOK", 0.1)
+    with pytest.raises(LoaderStalledError, match="gave no batch for 0 s"):
+        embed(embedder, source, tmp_path / "s.npz", num_workers=1)

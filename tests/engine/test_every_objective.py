@@ -18,6 +18,7 @@ from engine.objectives.registry import list_objectives
 from engine.training.checkpoint import find_checkpoints
 from engine.training.optimizer import OptimizerConfig, build_optimizer
 from engine.training.runlog import read_metrics
+from engine.training.spoiling_clips import spoiling_clips
 from models.layers import blocks
 
 KINDS = sorted(TINY)
@@ -37,6 +38,17 @@ def test_forward_names_finite_scalars_and_only_the_loss_has_a_gradient(kind: str
         assert value.dtype == torch.float32, name
         assert value.isfinite(), name
         assert value.requires_grad == (name == "loss"), name
+
+
+@every_kind
+def test_a_batch_can_be_searched_for_clips_that_spoil_it(kind: str) -> None:
+    objective = tiny_objective(kind)
+    batch = tiny_batch(objective, [0, 1])
+    assert spoiling_clips(objective, [batch], torch.device("cpu"), bf16=False) == []
+    with torch.no_grad():
+        for parameter in objective.model.parameters():
+            parameter.fill_(torch.nan)
+    assert spoiling_clips(objective, [batch], torch.device("cpu"), bf16=False) == batch.ids
 
 
 @every_kind

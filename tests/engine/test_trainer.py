@@ -20,6 +20,9 @@ def test_non_finite_steps(tmp_path: Path) -> None:
         {"steps": [5], "zero_stage": 0, "gradient_only": False},
         {"steps": [5], "zero_stage": 1, "gradient_only": True},
         {"steps": [4, 5, 6, 7], "zero_stage": 0, "gradient_only": False},
+        # The first dozen of 24 clips is in step 1, 3, 5 and 7, of which the last is one too many.
+        {"steps": [], "zero_stage": 1, "gradient_only": False, "clip": "clip3"},
+        {"steps": [], "zero_stage": 0, "gradient_only": True, "clip": "clip9"},
     ]
     runs = [{"run": str(tmp_path / str(i)), **case} for i, case in enumerate(cases)]
     first, second = run_ranks("support.mishaps:spoilt_runs", 2, runs=runs)
@@ -36,6 +39,12 @@ def test_non_finite_steps(tmp_path: Path) -> None:
         assert all(f"clip{row}" in result["said"] for row in range(12, 24))
         assert json.loads((tmp_path / folder / "skipped_steps.json").read_text()) == [5]
         assert [record["step"] for record in read_metrics(tmp_path / folder)][-1] == 8
+        assert "each of these clips alone is finite, with the weights of step 4" in result["said"]
+    for result, clip in zip(first[3:], ("clip3", "clip9"), strict=True):
+        assert "after 3 such steps" in result["error"]
+        for step in (0, 0, 4):
+            assert f"not finite alone, with the weights of step {step}: {clip}\n" in result["said"]
+        assert "alone is finite" not in result["said"]
     assert "after 3 such steps" in first[2]["error"]
     assert first[2]["finite"]
     assert json.loads((tmp_path / "2" / "status.json").read_text())["state"] == "failed"

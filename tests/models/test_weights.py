@@ -16,6 +16,7 @@ from support.small_models import SMALL, small_model
 from support.sources import Calls, Hostile, mae_state, small_vit
 
 from models import CavMaeModelConfig
+from models.convert import convert
 from models.weights.description import Description, save_described
 from models.weights.errors import UnsafeFileError, WeightsError
 from models.weights.initialize import Outcome, initialize
@@ -88,13 +89,18 @@ def test_published_files_under_any_wrapping(kind, tmp_path):
     }
     save_file(state, tmp_path / "a.safetensors")
     torch.save(state, tmp_path / "a.pth")
-    torch.save({"state_dict": state, "epoch": 5}, tmp_path / "b.pth")
-    found = [read_weights(tmp_path / name) for name in ("a.safetensors", "a.pth", "b.pth")]
+    for name, key in (("b", "state_dict"), ("c", "model_state_dict"), ("d", "model_state")):
+        torch.save({key: state, "epoch": 5}, tmp_path / f"{name}.pth")
+    # Others name files as they like: the content says what they are.
+    shutil.copy(tmp_path / "a.safetensors", tmp_path / "e.pth")
+    shutil.copy(tmp_path / "a.pth", tmp_path / "f.safetensors")
+    names = ("a.safetensors", "a.pth", "b.pth", "c.pth", "d.pth", "e.pth", "f.safetensors")
+    found = [read_weights(tmp_path / name) for name in names]
     for source in found:
         assert source.kind is SourceKind.cav_mae
         assert source.state.keys() == {name.removeprefix("module.") for name in state}
         assert source.num_classes == (7 if kind == "finetune" else None)
-    assert list(found[2].left) == ["epoch"]
+    assert [list(source.left) for source in found] == [[], [], *[["epoch"]] * 3, [], []]
     config = cast(CavMaeModelConfig, found[0].model_config(num_heads=2, decoder_num_heads=4))
     assert config.architecture.modality_depth == 11
     with pytest.raises(WeightsError, match="num_heads cannot be told"):
@@ -120,6 +126,10 @@ def test_a_timm_model_by_name_must_be_that_model(tmp_path):
     source = read_weights(f"timm:vit_tiny_patch16_224:{tmp_path / 'vit.safetensors'}")
     assert source.num_heads == 3
     assert source.model_config().encoder_heads == 3
+    tagged = "timm:vit_tiny_patch16_224.augreg_in21k"
+    assert read_weights(f"{tagged}:{tmp_path / 'vit.safetensors'}").provenance["timm"] == tagged[5:]
+    with pytest.raises(WeightsError, match=r"no model 'vit_tiny_patch16_224\.nonsense'"):
+        read_weights(f"timm:vit_tiny_patch16_224.nonsense:{tmp_path / 'vit.safetensors'}")
     with pytest.raises(WeightsError, match=r"missing .*dist_token"):
         read_weights(f"timm:deit_tiny_distilled_patch16_224:{tmp_path / 'vit.safetensors'}")
     with pytest.raises(WeightsError, match="no model 'vit_tinny'"):
@@ -211,6 +221,26 @@ def test_files_of_something_else_are_refused(tmp_path):
     torch.save({"epoch": 3}, tmp_path / "epoch.pth")
     with pytest.raises(WeightsError, match="plain mapping of names to tensors: epoch is none"):
         read_weights(tmp_path / "epoch.pth")
+    torch.save({"net": {"fc.weight": torch.zeros(2)}, "epoch": 3}, tmp_path / "net.pth")
+    with pytest.raises(
+        WeightsError, match="are none; if the weights are those under 'net', save these alone"
+    ):
+        read_weights(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    state = {f"encoder.{name}": value.clone() for name, value in small_model().encoder.state_dict().items()}
+    name = list(state)[-1]
+    state[name].view(-1)[1] = value
+    save_described(tmp_path / "model.safetensors", state, Description(CONFIG))
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(WeightsError, match=f"{name} in the file has values that are not finite"):
+        convert(str(tmp_path / "model.safetensors"), out, "earsight")
+    assert not out.exists()
+    assert "allowed: not all of it is finite there" in convert(
+        str(tmp_path / "model.safetensors"), out, "earsight", [name]
+    )
 
 
 def test_changed_weights_do_not_pass_for_those_described(tmp_path):

@@ -27,9 +27,10 @@ from engine.training.trainer import Trainer, TrainingError
 
 
 class Spoilt(CavMae):
-    """Not finite on the last rank in the given steps: the loss, or the gradient alone."""
+    """Not finite on the last rank in the given steps, or wherever a clip is: the loss, or the gradient alone."""
 
     steps: Collection[int] = ()
+    clip = ""
     gradient_only = False
     trainer: Trainer | None = None
     world: World
@@ -37,7 +38,8 @@ class Spoilt(CavMae):
     def forward(self, batch: AVBatch) -> dict[str, Tensor]:
         values = super().forward(batch)
         assert self.trainer is not None
-        if self.trainer.step in self.steps and self.world.rank == self.world.size - 1:
+        spoilt = self.clip in batch.ids
+        if spoilt or (self.trainer.step in self.steps and self.world.rank == self.world.size - 1):
             parameter = next(self.model.parameters())
             # The gradient of sqrt at 0 is infinite, times 0 it is NaN; the value itself is 0.
             nothing = (parameter * 0).sqrt().sum() * 0
@@ -58,6 +60,7 @@ def _spoilt_run(
     zero_stage: Any = 0,
     gradient_only: bool = False,
     stretch: int = 1000,
+    clip: str = "",
 ) -> dict:
     trainer_module.STRETCH = stretch
     parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
@@ -68,7 +71,7 @@ def _spoilt_run(
     logger.addHandler(said)
     trainer = make_trainer(world, Path(run), train, objective=objective)
     objective.steps, objective.gradient_only, objective.trainer = steps, gradient_only, trainer
-    objective.world = world
+    objective.world, objective.clip = world, clip
     error = None
     try:
         assert trainer.fit()

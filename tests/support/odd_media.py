@@ -58,6 +58,7 @@ def write_media(
     video: str | None = "mpeg4",
     audio: str | None = "aac",
     layout: str = "mono",
+    rate: int = RATE,
     sample_format: str | None = None,
     pictures: Mapping[float, int] | None = None,
     first: int = 0,
@@ -73,6 +74,7 @@ def write_media(
         video: Codec of the picture; None for none.
         audio: Codec of the sound; None for none.
         layout: Of the sound's channels, which are all the same.
+        rate: Of the sound, in Hz.
         sample_format: Of the sound; None for the codec's first.
         pictures: When which number comes up, where not 25 a second.
         first: Number of the first second in picture and sound, of a file that goes on with another.
@@ -84,7 +86,7 @@ def write_media(
         packets: list[av.Packet] = []
         picture = container.add_stream(video, rate=FPS) if video else None
         sound = (
-            container.add_stream(audio, RATE, layout=layout, options=dict(codec_options or {}))
+            container.add_stream(audio, rate, layout=layout, options=dict(codec_options or {}))
             if audio
             else None
         )
