@@ -221,7 +221,7 @@ def _loader(
     source: EmbedSource, batches: list[list[Ticket]], num_samples: int, num_workers: int
 ) -> DataLoader[AVBatch]:
     join = partial(collate, num_samples=num_samples, num_classes=len(source.classes))
-    reading = DataConfig(train="", num_workers=num_workers, prefetch_factor=2)
+    reading = DataConfig(train="what is embedded", num_workers=num_workers, prefetch_factor=2)
     return make_loader(reading, source.clips, cast(Any, batches), join)
 
 

@@ -77,6 +77,7 @@ def _spoilt_run(
         assert trainer.fit()
     except TrainingError as problem:
         error = str(problem)
+    world.barrier()  # before the main rank has set checkpoints aside others would look into them
     weights = [load_weights(c.path) for c in find_checkpoints(Path(run))]
     finite = all(bool(torch.isfinite(value).all()) for state in weights for value in state.values())
     logger.removeHandler(said)
