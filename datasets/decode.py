@@ -69,7 +69,10 @@ def decode_audio(data: bytes | bytearray | memoryview, keep_truncated: bool = Fa
         elif data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE":
             samples, rate, expected = _read_wav(data)
         elif data[:4] == b"OggS" and b"vorbis" in data[:64]:  # FFmpeg plays some samples before its beginning
-            samples, rate, expected = _read_sound(data)
+            try:
+                samples, rate, expected = _read_sound(data)
+            except soundfile.LibsndfileError:  # which reads nothing of one that is cut off
+                return _read_other(data, keep_truncated)
         else:
             return _read_other(data, keep_truncated)
         if len(samples) < max(0 if keep_truncated else expected, 1):

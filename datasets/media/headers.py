@@ -44,9 +44,15 @@ def has_xing_header(source: Source) -> bool:
 
 
 def bytes_are_missing(source: Source) -> bool:
-    """Whether an AVI, ASF or MXF file is shorter than it says: without its index FFmpeg works the length out anew."""
+    """Whether an AVI, ASF or MXF file is shorter than it says, or ends within a page of Ogg.
+
+    Their index or length is lost then, and FFmpeg works the length out anew.
+    """
     with _reading(source) as file:
         head = file.read(_HEAD)
+        if head[:4] == b"OggS":
+            file.seek(max(size_of(source) - 2 * _HEAD, 0))
+            return _ends_within_page(file.read())
     stated = 0
     if head[:4] == b"RIFF" and head[8:11] == b"AVI":
         stated = 8 + int.from_bytes(head[4:8], "little")
@@ -59,6 +65,13 @@ def bytes_are_missing(source: Source) -> bool:
     if footer is not None:
         stated = footer
     return size_of(source) < stated < 1 << 62
+
+
+def _ends_within_page(tail: bytes) -> bool:
+    """Whether the last page of Ogg in a file's end is not whole; a page has up to 65,307 bytes."""
+    at = tail.rfind(b"OggS")
+    segments = tail[at + 27 : at + 27 + tail[at + 26]] if 0 <= at < len(tail) - 26 else b""
+    return at < 0 or len(tail) < at + 27 + len(segments) + sum(segments) or not segments
 
 
 def seeks_by_guess(source: Source) -> bool:
