@@ -26,6 +26,7 @@ from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from datasets.media.bounds import check_picture, check_sound, jpeg_size, png_size
 from datasets.media.container import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media, read_sound
+from datasets.media.headers import bytes_are_missing
 from datasets.media.tracks import resampled
 
 _UNKNOWN_SIZE = 0x7FFF_0000  # what programs write into a WAV of which they don't know the length is not below
@@ -68,11 +69,9 @@ def decode_audio(data: bytes | bytearray | memoryview, keep_truncated: bool = Fa
             samples, rate, expected = _read_flac(data)
         elif data[:4] in (b"RIFF", b"RIFX", b"RF64") and data[8:12] == b"WAVE":
             samples, rate, expected = _read_wav(data)
-        elif data[:4] == b"OggS" and b"vorbis" in data[:64]:  # FFmpeg plays some samples before its beginning
-            try:
-                samples, rate, expected = _read_sound(data)
-            except soundfile.LibsndfileError:  # which reads nothing of one that is cut off
-                return _read_other(data, keep_truncated)
+        elif data[:4] == b"OggS" and b"vorbis" in data[:64] and not bytes_are_missing(io.BytesIO(data)):
+            # FFmpeg plays some samples before its beginning; libsndfile may read nothing of one that is cut off.
+            samples, rate, expected = _read_sound(data)
         else:
             return _read_other(data, keep_truncated)
         if len(samples) < max(0 if keep_truncated else expected, 1):

@@ -163,7 +163,9 @@ def _squeue(job_ids: set[str]) -> dict[str, str]:
 
 def _ask(command: list[str]) -> str:
     try:
-        return subprocess.run(command, check=True, capture_output=True, encoding="utf-8", errors="replace").stdout
+        return subprocess.run(
+            command, check=True, capture_output=True, encoding="utf-8", errors="replace"
+        ).stdout
     except (FileNotFoundError, subprocess.CalledProcessError) as error:
         raise ValueError(
             f"{command[0]} cannot be asked about jobs: {getattr(error, 'stderr', error) or error}"
