@@ -362,7 +362,7 @@ def test_half_a_sound_is_refused_or_kept(tmp_path: Path, format: str, codec: str
     half = data[: len(data) * 55 // 100]
     with pytest.raises(DecodeError, match="sound is truncated"):
         decode_audio(half)
-    assert 2.5 < len(decode_audio(half, keep_truncated=True)) / 16_000 < 4
+    assert 2.2 < len(decode_audio(half, keep_truncated=True)) / 16_000 < 4
 
 
 def test_a_wav_of_unknown_length_is_read_to_its_end(tmp_path: Path):
