@@ -1,4 +1,4 @@
-"""What the ``main_*`` programs share: from a command line to an exit status, and to a last word in ``status.json``."""
+"""What the ``main_*`` programs share: from a command line to an exit status, and the final state in ``status.json``."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from datasets.loading.workers import STOP_WORD, LoaderStalledError
 from datasets.shards.tar import ShardError
 from engine.config import RunConfig, parse_config
 from engine.parallel.world import World, distributed
+from engine.settings import given_settings
 from engine.signals import STOP
 from engine.training.checkpoint import CheckpointError
 from engine.training.run_lock import RunInUseError, hold_run, is_held_by_another
@@ -24,12 +25,11 @@ from engine.training.runlog import logger, setup_console
 from engine.training.status import NAME, fail_status, update_status
 from engine.training.stop import EXIT_RERUN, StoppedError
 from engine.training.trainer import TrainingError
-from strict_yaml import load_yaml_file
 from terminal import show_control_characters
 
 T = TypeVar("T", bound=RunConfig)
 
-#: What is wrong with what the user gave, said in a line; anything else is our mistake and shows its traceback.
+#: The user's mistakes, reported in one line; anything else is our mistake and shows its traceback.
 _USER_ERRORS = (
     ShardError,
     CheckpointError,
@@ -63,7 +63,7 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
             if world.is_main:
                 last = {"state": "finished", "phase": ""} if finished else {"state": "stopped"}
                 update_status(folder, **last, message="")
-    except RunInUseError as error:  # the other process's word is to stay
+    except RunInUseError as error:  # the other process's status must stay
         logger.error("%s: %s", type(error).__name__, error)
         _end_now(1)
     except _USER_ERRORS as error:
@@ -99,7 +99,7 @@ def check_slurm_tasks(environment: Mapping[str, str], program: str) -> None:
 
 
 def _parse(name: str, config_kind: type[T]) -> tuple[T, str]:
-    """Parses the command line; a run that is there and is refused so must not be found as it was left last time."""
+    """Parses the command line; an existing run whose config is refused must not keep its previous status."""
     try:
         return parse_config(config_kind, name)
     except SystemExit as end:
@@ -113,25 +113,8 @@ def _parse(name: str, config_kind: type[T]) -> tuple[T, str]:
 
 def _given_output_dir(words: Sequence[str]) -> Path | None:
     """The folder that a command line or the files it names give a run, even where the rest of it is wrong."""
-    found: str | None = None
-    for place, word in enumerate(words):
-        name, given, value = word.removeprefix("--").partition("=")
-        if not given:
-            value = words[place + 1] if place + 1 < len(words) else ""
-        if name == "output_dir":
-            found = value
-        elif name == "config":
-            found = _output_dir_of(Path(value)) or found
-    return Path(found) if found else None
-
-
-def _output_dir_of(path: Path) -> str | None:
-    try:
-        values = load_yaml_file(path)
-    except (OSError, ValueError):
-        return None
-    found = values.get("output_dir") if isinstance(values, dict) else None
-    return found if isinstance(found, str) else None
+    found = given_settings(words).get("output_dir")
+    return Path(found) if isinstance(found, str) and found else None
 
 
 def _held(config: RunConfig, world: World) -> AbstractContextManager[None]:

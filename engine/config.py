@@ -8,6 +8,7 @@ result.
 from __future__ import annotations
 
 import difflib
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -24,12 +25,13 @@ from datasets.shards.names import is_pipe
 from datasets.untrusted import shown
 from engine.objectives.base import ObjectiveConfig
 from engine.objectives.registry import objective_kind
+from engine.settings import given_settings
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig
 from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
-from strict_yaml import check_files, contradictions, load_yaml_file, use_strict_yaml
+from strict_yaml import check_files, contradictions, use_strict_yaml
 
 T = TypeVar("T", bound="RunConfig")
 
@@ -38,6 +40,10 @@ _DEFAULT_KIND = "cav_mae"
 DEFAULT_MODEL = "cav_mae_base"
 ALLOW_COMMANDS = "--allow_commands_in_files"
 _OVERRIDE = re.compile(r"^[A-Za-z_]\w*(\.\w+)*=")
+#: Keys of version 0.1's first configs that have another name, and what to write now.
+_RENAMED = {
+    "optimizer.decoupled": "optimizer.kind: adamw for decoupled: true, optimizer.kind: adam for false"
+}
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class RunConfig:
         output_dir: The run's folder. A run that is there already is resumed.
         seed: Weights, order of clips, frames, masks, mixing and augmentation derive from it.
         init: Weights to begin with (docs/weights.md): a run, a checkpoint, a published CAV-MAE or ImageNet MAE file,
-            ``timm:NAME:FILE``, a DeepSpeed folder; null draws them.
+            ``timm:NAME:FILE``, a DeepSpeed folder; null for random initialisation.
         init_allow: Patterns of tensors that may be missing, misshapen or left over in these, such as ``decoder.*``.
         model: The model; ``name`` is the preset, and its family decides which further keys there are.
         fbank: The spectrogram's settings; its length and bins must be the model's.
@@ -90,6 +96,18 @@ class RunConfig:
             ValueError: There is no such objective or model.
         """
         return with_types(cls, model=chosen.get("model.name", DEFAULT_MODEL))
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that other settings decide, by dotted key; those that are given win.
+
+        Args:
+            given: What a command line and its files say, by dotted key.
+
+        Raises:
+            ValueError: What decides them can't be read.
+        """
+        return {}
 
     def __post_init__(self) -> None:
         fbank, model = self.fbank, self.model
@@ -143,8 +161,12 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     given = command_line(arguments)
     words = [f"--{word}" if _OVERRIDE.match(word) else word for word in given if word != ALLOW_COMMANDS]
     allowed_commands = ALLOW_COMMANDS in given
+    settings = given_settings(words)
     try:
-        narrowed = kind.narrowed(_chosen(words))
+        of_init = kind.defaults(settings)
+        chosen = of_init | settings
+        keys = ("objective.kind", "model.name")
+        narrowed = kind.narrowed({key: str(chosen[key]) for key in keys if key in chosen})
     except ValueError as error:
         sys.stderr.write(f"{program}: error: {error}\n")
         raise SystemExit(2) from error
@@ -157,6 +179,7 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
     parser.add_class_arguments(narrowed, fail_untyped=True, sub_configs=False)
     for source, target in (("audio_length", "target_length"), ("num_mel_bins", "num_mel_bins")):
         parser.link_arguments(f"model.{source}", f"fbank.{target}")
+    parser.take_defaults(of_init, settings)
     try:
         check_files(words)
     except ValueError as error:
@@ -212,41 +235,31 @@ def with_types(kind: type[T], model: str, objective: type[ObjectiveConfig] | Non
     return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, namespace=names)
 
 
-def _chosen(words: Sequence[str]) -> dict[str, str]:
-    """What the command line, with the files it names, last says of the keys that decide about other keys."""
-    chosen: dict[str, str] = {}
-    for place, word in enumerate(words):
-        name, given, value = word.removeprefix("--").partition("=")
-        if not given:
-            value = words[place + 1] if place + 1 < len(words) else ""
-        if name == "config":
-            chosen |= _chosen_in_file(Path(value))
-        elif name in ("objective.kind", "model.name"):
-            chosen[name] = value
-    return chosen
-
-
-def _chosen_in_file(path: Path) -> dict[str, str]:
-    """The same of a YAML file; one that can't be read is the parser's to complain about."""
-    try:
-        values = load_yaml_file(path)
-    except (OSError, ValueError):
-        return {}
-    found = {}
-    for section, key in (("objective", "kind"), ("model", "name")):
-        part = values.get(section) if isinstance(values, dict) else None
-        if isinstance(part, dict) and isinstance(part.get(key), str):
-            found[f"{section}.{key}"] = part[key]
-    return found
-
-
 class _Parser(ArgumentParser):
     """Errors in a line or two, without the page of usage, and with the key that was probably meant."""
 
+    def take_defaults(self, of_init: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+        """Makes the settings of ``init`` the defaults, and says which of them count and are not the usual ones."""
+        known = {action.dest for action in self._actions}
+        defaults = {key: value for key, value in of_init.items() if key in known}
+        own = {
+            key for key, value in defaults.items() if key == "model.name" or value != self.get_default(key)
+        }
+        taken = [f"{key}={defaults[key]}" for key in defaults if key in own and key not in given]
+        self.set_defaults(defaults)
+        if taken and os.environ.get("RANK", "0") == "0":
+            print(f"{self.prog}: note: from init {given['init']}: {' '.join(taken)}", file=sys.stderr)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        words = re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'", message)
+        grouped = re.sub(
+            r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"Option '\1.\2' unknown", message
+        )
+        words = re.findall(r"--([\w.]+)|[Oo]ption '([\w.]+)'", grouped)
         known = [action.dest for action in self._actions]
         for word in ("".join(match) for match in words):
+            if word in _RENAMED:
+                message += f"\n  {word} has another name now: write {_RENAMED[word]}"
+                continue
             near = difflib.get_close_matches(word, known, n=2) if word not in known else []
             message += f"\n  did you mean {' or '.join(near)}?" if near else ""
         self.exit(2, f"{self.prog}: error: {message}\n  {self.prog} --help lists the keys\n")

@@ -19,7 +19,7 @@ from models.registry import build_encoder, build_model
 from models.weights.description import Description
 from models.weights.errors import WeightsError
 from models.weights.initialize import InitReport, initialize
-from models.weights.sources import SourceKind, SourceWeights, read_weights
+from models.weights.sources import SourceKind, SourceWeights, read_weights, stated_description
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -153,6 +153,30 @@ def describe(source: SourceWeights, config: ModelConfig) -> Description:
         theirs, target_length=config.audio_length, num_mel_bins=config.num_mel_bins
     )
     return Description(config, fbank, source.labels, source.provenance)
+
+
+def read_description(source: str | PathLike[str]) -> Description | None:
+    """The description of weights; tensors are read only of files that say nothing of their model.
+
+    Args:
+        source: See `models.weights.sources.read_weights`.
+
+    Returns:
+        None for image models, and where neither file nor shapes tell the model.
+
+    Raises:
+        WeightsError: There are no such weights.
+    """
+    stated = stated_description(source)
+    if stated is not None:
+        return stated
+    found = read_weights(source)
+    if found.kind is SourceKind.vit:
+        return None
+    try:
+        return describe(found, found.model_config())
+    except WeightsError:
+        return None
 
 
 def load_model(

@@ -30,6 +30,8 @@ from home_paths import command_line
 from terminal import show_control_characters
 
 _CONFIG = "configs/finetune_tiny.yaml"
+#: The model of a run from scratch; with ``init`` it is that one's.
+_MODEL = ("model.name=cav_mae_tiny", "model.image_size=96", "model.audio_length=208")
 
 
 def finetune_demo(
@@ -57,10 +59,9 @@ def finetune_demo(
     base = [
         f"data.train={shards}/train", f"data.val={shards}/val", f"evaluation.shards={shards}/test",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
+        *([f"init={init}"] if init is not None else _MODEL),
         *overrides,
     ]  # fmt: skip
-    if init is not None:
-        base.append(f"init={init}")
     accuracy = {
         str(modality): [_accuracy(out, world, base, modality, seed) for seed in seeds]
         for modality in Modalities

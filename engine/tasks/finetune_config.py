@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from datasets.loading.sampling import SamplingConfig
 from engine.config import DEFAULT_MODEL, RunConfig, with_types
 from engine.evaluation.probes import ProbeConfig
+from engine.init_settings import settings_of_init
 from engine.objectives.base import ObjectiveConfig
 from engine.objectives.classification import ClassificationConfig
 from engine.training.weight_average import AveragingConfig
@@ -21,9 +23,9 @@ class EvaluationConfig:
 
     Attributes:
         shards: The set; null is ``data.val``.
-        batch_size: Clips to a batch. Results are the same for every number of ranks, if not for every size.
-        all_frames: Average the probabilities over all stored frames; the middle frame's stand beside them.
-        missing_modality: Give a model of both modalities also each alone.
+        batch_size: Clips per batch. Results do not depend on the number of ranks, but may on this size.
+        all_frames: Average the probabilities over all stored frames; those of the middle frame are reported too.
+        missing_modality: Also evaluate a model of both modalities on each modality alone.
         bootstrap: Resamples of the clips for confidence intervals; 0 for none.
         frozen_features: Retrieval, nearest neighbours and a linear probe on the encoder's features.
         pictures: Whether to draw the worst errors and retrieval.
@@ -51,8 +53,8 @@ class LabelledConfig(RunConfig):
     """A run on labelled clips, whatever it trains on them.
 
     Attributes:
-        eval_only: Train nothing: evaluate this run, or ``init`` where it has not begun.
-        sampling: Which clips are drawn how often, and mixed.
+        eval_only: Train nothing: evaluate this run, or ``init`` if it has no checkpoint.
+        sampling: How often each clip is sampled, and mixup.
         objective: What is trained; ``kind`` decides which further keys there are.
         averaging: Epochs whose weights are averaged.
         evaluation: What is measured at the end.
@@ -75,19 +77,21 @@ class LabelledConfig(RunConfig):
     @classmethod
     def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
         """See `RunConfig.narrowed`: that of the kind chosen."""
-        kind = chosen.get("objective.kind", ClassificationConfig.kind)
-        if kind not in RUNS:
-            raise unknown_name("objective.kind", kind, RUNS)
-        return RUNS[kind].narrowed(chosen)
+        return _run_kind(chosen).narrowed(chosen)
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `RunConfig.defaults`: those of the kind chosen."""
+        return _run_kind(given).defaults(given)
 
     @property
     def trains(self) -> bool:
-        """With ``eval_only`` the run's folder is only looked at: it may be a live one."""
+        """With ``eval_only`` the run's folder is only read: the run may be live."""
         return not self.eval_only
 
     @property
     def status_folder(self) -> Path:
-        """An evaluation by itself says how it stands beside what it writes: the run may be training meanwhile."""
+        """A separate evaluation has its status beside its results: the run may be training meanwhile."""
         return Path(self.output_dir, "evaluation") if self.eval_only else Path(self.output_dir)
 
     @property
@@ -98,14 +102,14 @@ class LabelledConfig(RunConfig):
 
 @dataclass(frozen=True)
 class FinetuneConfig(LabelledConfig):
-    """A fine-tuning run. Of ``init`` the encoders are kept; ``model`` and ``fbank`` are the pretraining run's.
+    """A fine-tuning run. It starts from the encoders of ``init``; ``model`` and ``fbank`` are theirs unless given.
 
     Attributes:
         init_head: Also take the head of ``init``, a fine-tuned run or checkpoint of the same classes.
         fit_head: Before the first step, fit the head to the features that the encoders have then, as a linear probe
             with the settings of ``evaluation.probe``; training goes on from there (LP-FT, arXiv 2202.10054). With few
-            labels far better than a head drawn at random. Rank 0 holds the features of all clips, four times over while
-            it gathers and fits.
+            labels far better than a randomly initialised head. Rank 0 holds the features of all clips, four times over
+            while it gathers and fits.
         objective: Modalities, loss, head, augmentation.
     """
 
@@ -118,7 +122,7 @@ class FinetuneConfig(LabelledConfig):
         if self.init_head and self.init is None:
             raise ValueError("init_head needs init: a fine-tuned run or checkpoint")
         if self.init_head and self.fit_head:
-            raise ValueError("init_head and fit_head are two beginnings of the head; give one")
+            raise ValueError("init_head and fit_head both initialise the head; give one")
         if len(self.data.train_sets) > 1:
             for name, wanted in (
                 ("fit_head", self.fit_head),
@@ -132,6 +136,18 @@ class FinetuneConfig(LabelledConfig):
         """See `RunConfig.narrowed`."""
         return with_types(cls, chosen.get("model.name", DEFAULT_MODEL))
 
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `RunConfig.defaults`: the model and the spectrograms of ``init``."""
+        return settings_of_init(given, cls.output_dir)
+
 
 #: The config of each kind of run.
 RUNS: dict[str, type[LabelledConfig]] = {ClassificationConfig.kind: FinetuneConfig}
+
+
+def _run_kind(chosen: Mapping[str, Any]) -> type[LabelledConfig]:
+    kind = str(chosen.get("objective.kind", ClassificationConfig.kind))
+    if kind not in RUNS:
+        raise unknown_name("objective.kind", kind, RUNS)
+    return RUNS[kind]

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
 
+from engine.settings import flatten
 from engine.training.checkpoint import Checkpoint, CheckpointError
 from strict_yaml import load_yaml
 
 #: What the checkpoint's numbers mean depends on these; sections end with a dot.
 _FIXED = ("seed", "model.", "objective.kind")
-#: Within them, what may change: masks are drawn anew in every step.
+#: Within them, what may change: masks are new in every step.
 _FREE = ("model.mask.",)
 
 
 def changed_settings(checkpoint: Checkpoint, config_yaml: str) -> dict[str, tuple[object, object]]:
     """The settings in which a run differs from its checkpoint: before and now, by key."""
-    before, now = (_flatten(load_yaml(text)) for text in (checkpoint.config_yaml, config_yaml))
+    before, now = (flatten(load_yaml(text)) for text in (checkpoint.config_yaml, config_yaml))
     keys = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     return {key: (before.get(key), now.get(key)) for key in keys}
 
@@ -28,13 +28,13 @@ def check_settings(checkpoint: Checkpoint, config_yaml: str) -> list[str]:
     Raises:
         CheckpointError: One was changed that may not be.
     """
-    before = _flatten(load_yaml(checkpoint.config_yaml))
+    before = flatten(load_yaml(checkpoint.config_yaml))
     changes = changed_settings(checkpoint, config_yaml)
     # A key that the checkpoint's version did not have has its default now, which is what was done then.
     fixed = [key for key in changes if key in before and key.startswith(_FIXED) and not key.startswith(_FREE)]
     if fixed:
         raise CheckpointError(
-            f"{checkpoint.path} was trained with other settings, which can't be changed on the way: "
+            f"{checkpoint.path} was trained with other settings, which can't be changed when resuming: "
             f"{_listed(changes, fixed)}. Set them back to resume, or start a new output_dir with init pointing at this "
             "checkpoint"
         )
@@ -95,10 +95,3 @@ def check_groups(checkpoint: Checkpoint, now: dict[str, list[str]], config_yaml:
 
 def _listed(changes: Mapping[str, tuple[object, object]], keys: list[str]) -> str:
     return "; ".join(f"{key}: {changes[key][0]} → {changes[key][1]}" for key in keys)
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, object]:
-    flat: dict[str, object] = {}
-    for key, value in tree.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat

@@ -15,8 +15,8 @@ class ScheduleConfig:
         kind: ``constant``; ``cosine``: half a cosine down to ``final_lr_ratio``; ``halving``: halved at
             ``halve_from_epoch`` and again every ``halve_every_epochs``; ``one_cycle``: up from ``initial_lr_ratio`` by
             half a cosine in ``warmup_epochs``, then down to ``final_lr_ratio`` by another.
-        warmup_epochs: The rate rises linearly from 0 over so many epochs (may be a fraction); for ``one_cycle`` see
-            there.
+        warmup_epochs: Epochs (may be a fraction) over which the rate rises linearly from 0; for ``one_cycle`` see
+            above.
         initial_lr_ratio: Where ``one_cycle`` begins, as a share of the peak.
         final_lr_ratio: Where ``cosine`` and ``one_cycle`` end.
         halve_from_epoch: Of ``halving`` (published CAV-MAE: every 5 epochs from the 10th).
@@ -40,8 +40,8 @@ class ScheduleConfig:
             raise ValueError(f"schedule.halve_every_epochs is {self.halve_every_epochs}: it must be above 0")
         if (self.kind == "halving") != (self.halve_from_epoch is not None):
             raise ValueError(
-                f"schedule.kind is {self.kind} and schedule.halve_from_epoch {self.halve_from_epoch}: the rate is "
-                "halved with kind halving and an epoch to begin with, and by nothing else"
+                f"schedule.kind is {self.kind} and schedule.halve_from_epoch {self.halve_from_epoch}: to halve the "
+                "rate give both schedule.kind=halving and an epoch; otherwise leave halve_from_epoch out"
             )
 
 

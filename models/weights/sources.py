@@ -34,7 +34,7 @@ from models.weights.description import (
 )
 from models.weights.errors import WeightsError
 from models.weights.published import infer_config
-from models.weights.tensor_files import TensorFile, locate, parse_json, read_file, read_json
+from models.weights.tensor_files import TensorFile, locate, parse_json, read_file, read_header, read_json
 from models.weights.timm_vit import infer_vit_config
 from strict_yaml import load_yaml_file
 
@@ -177,6 +177,28 @@ def read_weights(source: str | PathLike[str]) -> SourceWeights:
     return _recognise(file)
 
 
+def stated_description(source: str | PathLike[str]) -> Description | None:
+    """What a run, a checkpoint or an exported file of Earsight's says of its model, without reading its tensors.
+
+    Args:
+        source: As of `read_weights`.
+
+    Returns:
+        None for weights of any other kind.
+
+    Raises:
+        WeightsError: There are no weights, or what they say of themselves can't be understood.
+    """
+    if str(source).startswith(_TIMM):
+        return None
+    path = locate(Path(source))
+    if path.suffix != ".safetensors":
+        return None
+    names, metadata = read_header(path)
+    ours = any(name.startswith(("encoder.", "audio.patch_embed.")) for name in names)
+    return _described(path, metadata) if ours else None
+
+
 def _recognise(file: TensorFile) -> SourceWeights:
     state, provenance = file.tensors, _provenance(file)
     if "audio.patch_embed.weight" in state:  # a bare encoder's
@@ -216,24 +238,30 @@ def _description(file: TensorFile) -> Description | None:
         values = parse_json(file.metadata[METADATA_KEY], file.path)
         if values.get("weights_sha256") != weights_hash(file.tensors):
             raise WeightsError(f"{file.path} is damaged: its weights are not those it was written with")
-        return parse_description(values, str(file.path))
+    return _described(file.path, file.metadata)
+
+
+def _described(path: Path, metadata: Mapping[str, str]) -> Description | None:
+    """The same, of weights in Earsight's names that need not be read for it."""
+    if METADATA_KEY in metadata:
+        return parse_description(parse_json(metadata[METADATA_KEY], path), str(path))
     # Beside a checkpoint's weights, or above what else a run holds, such as averaged weights.
-    paths = [folder / "config.yaml" for folder in (file.path.parent, file.path.parent.parent)]
-    path = next((path for path in paths if path.is_file()), None)
-    if path is None:
+    configs = [folder / "config.yaml" for folder in (path.parent, path.parent.parent)]
+    config = next((config for config in configs if config.is_file()), None)
+    if config is None:
         return None
     try:
-        values = load_yaml_file(path)
+        values = load_yaml_file(config)
     except (OSError, ValueError) as error:
         raise WeightsError(str(error)) from error
     if not isinstance(values, Mapping) or "model" not in values:
-        raise WeightsError(f"{path} has no section `model`")
+        raise WeightsError(f"{config} has no section `model`")
     fbank = values.get("fbank")
     return Description(
-        parse_model(values["model"], str(path)),
-        None if fbank is None else parse_fbank(fbank, str(path)),
-        _classes(file.path),
-        provenance=_run_provenance(file.path.parent, values),
+        parse_model(values["model"], str(config)),
+        None if fbank is None else parse_fbank(fbank, str(config)),
+        _classes(path),
+        provenance=_run_provenance(path.parent, values),
     )
 
 

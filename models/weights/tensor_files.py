@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,8 @@ from atomic import replacing_by_name
 from models.weights.errors import WeightsError
 from models.weights.unpickle import load_tensors
 from models.weights.zero import MODEL_STATES, with_float32_weights
+
+T = TypeVar("T")
 
 WEIGHTS_NAME = "model.safetensors"
 _CHECKPOINT = re.compile(r"step_\d{8}")
@@ -168,6 +170,19 @@ def _read_safetensors(path: Path) -> TensorFile:
         raise WeightsError(f"{path} can't be read as safetensors: {error}") from error
 
 
+def read_header(path: Path) -> tuple[list[str], dict[str, str]]:
+    """The names of a safetensors file's tensors, without prefixes that all of them have, and its metadata.
+
+    Raises:
+        WeightsError: It is no such file.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(_without_prefixes(dict.fromkeys(file.keys()))), file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path} can't be read as safetensors: {error}") from error
+
+
 def write_safetensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
@@ -218,7 +233,7 @@ def _has_tensors(content: Mapping[Any, Any]) -> bool:
     return any(isinstance(value, Tensor) for value in content.values())
 
 
-def _without_prefixes(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_prefixes(tensors: dict[str, T]) -> dict[str, T]:
     for prefix in (p for p in _PREFIXES * 2 if all(name.startswith(p) for name in tensors)):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items()}
     return tensors

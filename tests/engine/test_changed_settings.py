@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from support.objectives import tiny_objective
 from support.processes import run_ranks
 
 from engine.config import PretrainConfig, parse_config
+from engine.objectives.registry import objective_kind, register_objective
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.training.changes import check_data, check_groups, check_settings
-from engine.training.checkpoint import Checkpoint, CheckpointError, CheckpointState
+from engine.training.checkpoint import Checkpoint, CheckpointError, CheckpointState, check_objective
 
 #: What the numbers of a checkpoint mean depends on these.
 REFUSED = ("seed", "model.", "objective.kind")
@@ -53,7 +55,7 @@ def test_every_key_is_applied_or_refused(tmp_path: Path, kind: type) -> None:
         changed = yaml.safe_dump(nested(values | {key: "another"}))
         if key.startswith(REFUSED) and not key.startswith("model.mask."):
             with pytest.raises(
-                CheckpointError, match=f"can't be changed on the way: {key}: .* → another. Set"
+                CheckpointError, match=f"can't be changed when resuming: {key}: .* → another. Set"
             ):
                 check_settings(before, changed)
         else:
@@ -94,3 +96,20 @@ def test_another_training_set_under_the_same_path(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"other clips or classes .* train.accept_changed_data=true"):
         check_data(before, "b" * 64, accepted=False)
     assert "has changed since that checkpoint" in str(check_data(before, "b" * 64, accepted=True))
+
+
+def test_a_checkpoint_of_another_objective_is_refused_with_both_kinds(tmp_path: Path) -> None:
+    before = checkpoint(tmp_path, "", objective="mavil")
+    with pytest.raises(CheckpointError, match="is of the objective mavil, this run is of cav_mae: set"):
+        check_objective(before, tiny_objective("cav_mae"))
+
+
+def test_a_teacher_missing_in_a_checkpoint_is_named(tmp_path: Path) -> None:
+    before = checkpoint(tmp_path, "", objective="tg_dp", beside_model=())
+    with pytest.raises(CheckpointError, match="has no teacher, which the objective tg_dp trains with"):
+        check_objective(before, tiny_objective("tg_dp"))
+
+
+def test_a_kind_is_registered_once() -> None:
+    with pytest.raises(ValueError, match="kind 'cav_mae' is registered already"):
+        register_objective(objective_kind("cav_mae"))

@@ -356,7 +356,8 @@ def test_recipes_have_the_published_numbers(
     loss: str,
     balanced: bool,
 ):
-    recipe, _ = parse_config(FinetuneConfig, "test", ["--config", f"configs/finetune_{name}.yaml"])
+    words = ["--config", f"configs/finetune_{name}.yaml", "model.name=cav_mae_base"]
+    recipe, _ = parse_config(FinetuneConfig, "test", words)
     task, sampling, schedule = recipe.objective, recipe.sampling, recipe.schedule
     assert (recipe.optimizer.lr, task.head_lr_ratio) == (lr, ratio)
     assert (recipe.train.parallel.global_batch_size, recipe.train.epochs) == (batch, epochs)
@@ -368,5 +369,6 @@ def test_recipes_have_the_published_numbers(
 
 @pytest.mark.parametrize("name", ["linear_probe", "finetune_tiny"])
 def test_other_recipes_are_valid(name: str):
-    recipe, _ = parse_config(FinetuneConfig, "test", ["--config", f"configs/{name}.yaml"])
+    words = ["--config", f"configs/{name}.yaml", "model.name=cav_mae_base"]
+    recipe, _ = parse_config(FinetuneConfig, "test", words)
     assert recipe.objective.freeze_encoder == (name == "linear_probe")
