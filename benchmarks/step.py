@@ -1,7 +1,7 @@
 """Times a full training step (front end, forward, losses, backward, clipping, Adam): samples/s and utilisation.
 
-    python benchmarks/step.py --model cav_mae_base --batch 8 --precision bf16
-    torchrun --nproc_per_node 8 benchmarks/step.py --batch 64 --precision bf16 --compile
+    python benchmarks/step.py --model cav_mae_base --batch_size 8 --precision bf16
+    torchrun --nproc_per_node 8 benchmarks/step.py --batch_size 64 --precision bf16 --compile
 
 Utilisation is against a large matrix product of the same precision timed between the steps of the same run, so that it
 holds on a machine whose speed drifts. FLOPs are the model's, as the literature counts them (`models.flops`): linear
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--objective", default="cav_mae", choices=list_objectives())
     parser.add_argument("--model", choices=list_models(), help="another than the objective's default")
-    parser.add_argument("--batch", type=int, default=8, help="clips a process and micro-batch")
+    parser.add_argument("--batch_size", type=int, default=8, help="clips a process and micro-batch")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--zero_stage", type=int, default=0, choices=[0, 1, 2])
     parser.add_argument("--compile", action="store_true")
@@ -66,28 +66,28 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
         objective.model.compile()
     flops = objective.workload(options.precision == "bf16").flops
     parallel = ParallelConfig(
-        options.batch * world.size, zero_stage=options.zero_stage, precision=options.precision
+        options.batch_size * world.size, zero_stage=options.zero_stage, precision=options.precision
     )
     optimizer = build_optimizer(OptimizerConfig(clip_grad=1.0), objective.model, objective.no_weight_decay())
     engine = build_engine(objective, optimizer, parallel, world)
-    batches = [make_batch(options.batch, config, world, number) for number in range(4)]
+    batches = [make_batch(options.batch_size, config, world, number) for number in range(4)]
     seconds, peaks = [], []
     for number in range(options.steps + 3):
         peaks.append(measured_peak_flops(world.device, options.precision == "bf16", repeats=3))
         seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
     step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
-    ratios = [options.batch * flops / s / p for s, p in zip(seconds, peaks, strict=True)]
+    ratios = [options.batch_size * flops / s / p for s, p in zip(seconds, peaks, strict=True)]
     return {
         "objective": options.objective,
         "model": config.name,
-        "batch": options.batch,
+        "batch": options.batch_size,
         "processes": world.size,
         "precision": options.precision,
         "zero_stage": options.zero_stage,
         "compile": options.compile,
         "activation_checkpointing": options.checkpointing,
         "seconds_per_step": round(step, 4),
-        "samples_per_second": round(options.batch * world.size / step, 2),
+        "samples_per_second": round(options.batch_size * world.size / step, 2),
         "gflop_per_sample": round(flops / 1e9, 1),
         "matmul_tflops": round(peak / 1e12, 3),
         "mfu": round(statistics.median(ratios[3:]), 3),

@@ -7,6 +7,7 @@ published one has the names, shapes and ``module.`` prefix that the published co
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -49,7 +50,7 @@ def convert(
         WeightsError: The source can't be read or does not fit, or the target's suffix is none of the form's.
     """
     if target.suffix not in _SUFFIXES[form]:
-        raise WeightsError(f"{target} must end in {' or '.join(_SUFFIXES[form])} for --to {form}")
+        raise WeightsError(f"{target} must end in {' or '.join(_SUFFIXES[form])} for --format {form}")
     check_writable(target.parent)
     found = read_weights(source)
     model, report = load_model(found, allow, **(known or {}))
@@ -73,7 +74,7 @@ def save_published(model: nn.Module, target: Path) -> list[str]:
         )
     config = cast(ModelConfig, model.config)
     if family.name != "cav_mae" and family.published is None:
-        raise WeightsError(f"there is no published format of the family {family.name}; use --to earsight")
+        raise WeightsError(f"there is no published format of the family {family.name}; use --format earsight")
     state = family.published.to_published(model) if family.published else to_published(model)
     if target.suffix == ".safetensors":
         write_safetensors(target, state)
@@ -134,6 +135,20 @@ def add_source_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
 
 
+class _Renamed(argparse.Action):
+    """The earlier spelling of ``--format``: taken, and said so."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        print(f"{parser.prog}: note: {option_string} is now --format {values}", file=sys.stderr)
+        setattr(namespace, self.dest, values)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Converts what the command line names."""
     show_control_characters()
@@ -142,7 +157,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("source", metavar="IN", help="a run, checkpoint, file, folder, or timm:NAME:FILE")
     parser.add_argument("target", metavar="OUT", type=Path, help="a .safetensors file (published: or .pth)")
-    parser.add_argument("--to", choices=sorted(_SUFFIXES), default="earsight", dest="form")
+    parser.add_argument("--format", choices=sorted(_SUFFIXES), default="earsight", dest="form")
+    parser.add_argument(
+        "--to", choices=sorted(_SUFFIXES), dest="form", action=_Renamed, help=argparse.SUPPRESS
+    )
     add_source_arguments(parser)
     options = parser.parse_args(command_line(arguments))
     try:

@@ -165,9 +165,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--words", action="store_true", help="words, timbre and shape are independent; see docs/finetune.md"
     )
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
+    parser.add_argument("--num_workers", type=int, default=len(os.sched_getaffinity(0)), help="processes")
     options = vars(parser.parse_args(command_line(arguments)))
-    out, num_workers = options.pop("out"), options.pop("workers")
+    out, num_workers = options.pop("out"), options.pop("num_workers")
     try:
         check_writable(out)
         generate(out, SyntheticConfig(**options), num_workers)

@@ -159,7 +159,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", metavar="RUN", help="a run, checkpoint, exported model or published file")
     parser.add_argument("target", metavar="OUT", type=Path, help="a new folder")
     parser.add_argument("--format", choices=list(_FORMS), default="earsight", dest="form")
-    parser.add_argument("--no-onnx", action="store_true", help="torch_export without ONNX files")
+    parser.add_argument("--no_onnx", action="store_true", help="torch_export without ONNX files")
     add_source_arguments(parser)
     options = parser.parse_args(command_line(arguments))
     try:

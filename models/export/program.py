@@ -90,7 +90,7 @@ def export_programs(
     """
     if onnx and missing_onnx_packages():
         raise WeightsError(
-            f"ONNX needs {', '.join(missing_onnx_packages())}: pip install them, or give --no-onnx"
+            f"ONNX needs {', '.join(missing_onnx_packages())}: pip install them, or give --no_onnx"
         )
     folder.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():

@@ -43,7 +43,7 @@ def published(tmp_path: Path) -> Path:
 def test_a_published_file_there_and_back(published, tmp_path):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
     convert([str(published), str(ours), "--set", *WORDS])
-    convert([str(ours), str(back), "--to", "published"])
+    convert([str(ours), str(back), "--format", "published"])
     given, found = (torch.load(path, weights_only=True) for path in (published, back))
     assert found.keys() == given.keys()
     for name in given:

@@ -42,7 +42,7 @@ def test_a_published_file_there_and_back(published, tmp_path, capsys):
     ours, back = tmp_path / "ours.safetensors", tmp_path / "back.pth"
     convert([str(published), str(ours), "--set", *WORDS])
     assert "encoder.fusion.blocks" in capsys.readouterr().out
-    convert([str(ours), str(back), "--to", "published"])
+    convert([str(ours), str(back), "--format", "published"])
     given, found = (torch.load(path, weights_only=True) for path in (published, back))
     given = given["model"]
     assert found.keys() == given.keys()
