@@ -10,8 +10,10 @@ setup(
     name="earsight",
     version="0.1.0",
     description="Distributed self-supervised audio-visual pretraining",
+    license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["models*", "engine*", "datasets*", "launch*"]),
+    package_data={"": ["py.typed"]},
     py_modules=["main_pretrain", "main_finetune", "strict_yaml", "home_paths", "atomic", "terminal"],
     install_requires=[
         "torch>=2.11",
