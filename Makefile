@@ -5,7 +5,7 @@ SEEDS ?= 0 1 2
 # Processes that share the test files; each test has one thread, several start processes of their own.
 TEST_PROCESSES ?= 2
 
-# Bytecode is kept, whatever the shell says: else every process of a test compiles torch and DeepSpeed anew.
+# Bytecode is kept, whatever the shell says: else every process of a test recompiles torch and DeepSpeed.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: env env-dev demo compare test test-cluster fuzz check clean

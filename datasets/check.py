@@ -145,7 +145,7 @@ class ShardChecker:
             return []
         return [
             f"{table.path}: other ids, labels or places than in {shard.name} for {len(differing)} clips, such as "
-            f"{differing[0]}; make it anew with: python -m datasets.index {self.folder}"
+            f"{differing[0]}; rebuild it with: python -m datasets.index {self.folder}"
         ]
 
 

@@ -97,7 +97,7 @@ def check_size(path: Path, shard: ShardInfo) -> None:
     if found != shard.bytes:
         raise ShardError(
             f"shard {path} has {found} bytes, the index says {shard.bytes}: it was cut or changed. Bring it "
-            f"back, or index the folder anew: python -m datasets.index {path.parent} --overwrite"
+            f"back, or index the folder again: python -m datasets.index {path.parent} --overwrite"
         )
 
 
@@ -140,7 +140,7 @@ def _table_row(scan: ShardScan, sample: ScannedSample, ids: Mapping[int | str, i
 
 
 def clip_id(shard: ShardInfo, sample: ScannedSample) -> str:
-    """A clip's id, or one made of shard and key: keys are often running numbers that begin anew in each shard."""
+    """A clip's id, or one made of shard and key: keys are often running numbers that restart in each shard."""
     return str(sample.metadata.get("id") or f"{shard.name.removesuffix('.tar')}/{sample.key}")
 
 
@@ -261,7 +261,7 @@ def _prepared(folder: Path) -> ShardIndex | None:
         index = ShardIndex.load(folder)
     except ShardError as error:
         print(
-            f"{error}\nmade anew from the shards alone: settings, rejects, MIDs, log-mel statistics and classes "
+            f"{error}\nrebuilt from the shards alone: settings, rejects, MIDs, log-mel statistics and classes "
             "without clips are lost"
         )
         return None
@@ -281,9 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m datasets.index", description="Index a folder of shards in place."
     )
     parser.add_argument("shards", type=Path, help="folder of WebDataset tars")
-    parser.add_argument(
-        "--overwrite", action="store_true", help="list shards and clips anew where there is an index.json"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="index again where there is an index.json")
     parser.add_argument("--num_workers", type=int, default=4, help="shards read at a time")
     options = parser.parse_args(command_line(arguments))
     try:

@@ -1,6 +1,6 @@
 """SIGTERM and SIGUSR1, from the first moment of a program on: what they ask for is never lost, and never too early.
 
-While a program starts there is nothing to save, so it ends at once, with a word in ``status.json``. From then on a
+While a program starts there is nothing to save, so it ends at once and says so in ``status.json``. From then on a
 signal is only noted: the training loop and the evaluation look for it where they can stop.
 
 Nothing heavy is imported here: the programs call `STOP.listen` before they import torch.
@@ -61,7 +61,7 @@ class StopSignals:
         self.requested = False
 
     def ignore(self) -> None:
-        """Signals say what is being done already: none may end a process between its last word and its exit."""
+        """Signals say what is being done already: none may end a process between writing its status and its exit."""
         for number in NUMBERS:
             signal.signal(number, signal.SIG_IGN)
 

@@ -49,11 +49,11 @@ class LaunchConfig:
         processes_per_node: Worker processes on each node where there are no GPUs.
         cpus_per_process: Cores of each worker, its loader processes included.
         memory_gb: Memory of each node.
-        minutes: Time limit of one stay on the cluster. A longer run is requeued and goes on.
+        minutes: Time limit of one job. A longer run is requeued and resumes.
         warning_seconds: How long before the limit the warning comes. A step and a checkpoint must fit in.
-        max_requeues: How often the job may go back to the queue (``local`` ends after 5 whatever this says).
-        max_restarts: Failures of a worker or node after which a job starts again from its newest checkpoint,
-            in one stay on the cluster.
+        max_requeues: How often the job may be requeued (``local`` stops after 5 whatever this says).
+        max_restarts: Failures of a worker or node after which a job restarts from its newest checkpoint,
+            within one allocation.
         partition: SLURM partition.
         account: Account to charge.
         qos: Quality of service.
@@ -77,7 +77,7 @@ class LaunchConfig:
         mfu: Share of that peak that the training reaches, for the same.
         seeds: One run for each seed, in an array.
         sweep: One run for each entry, a string of overrides such as ``optimizer.lr=1e-4
-            model.mask_ratio=0.8``; with ``seeds``, for each pair.
+            model.mask.audio_ratio=0.8``; with ``seeds``, for each pair.
         array_parallelism: How many runs of an array may run at once.
     """
 

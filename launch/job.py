@@ -137,7 +137,7 @@ class TrainingJob:
     def _attempt(self, attempt: Attempt, signals: Signals, restarts_left: int) -> Decision:
         before = read_status(self.output_dir)
         started = time.time()
-        self._say(attempt, f"starting {self.processes} workers on node {attempt.node} of {attempt.nodes}")
+        self._log(attempt, f"starting {self.processes} workers on node {attempt.node} of {attempt.nodes}")
         attempt.report(self._run(attempt, signals))
         if not attempt.is_leader:
             return attempt.decision()
@@ -169,7 +169,7 @@ class TrainingJob:
             if signals.stop and ask_at == float("inf"):
                 ask_at, patience = now, max(self.warning_seconds - MARGIN, self.warning_seconds / 2)
                 kill_at = min(kill_at, now + patience)
-                self._say(attempt, f"signalled: asking the workers to save and stop within {patience:.0f} s")
+                self._log(attempt, f"signalled: asking the workers to save and stop within {patience:.0f} s")
             if now >= ask_at:
                 ask_at = now + (ASK_AGAIN if child.ask_to_stop() else 1.0)
             if now >= look_at:
@@ -177,12 +177,12 @@ class TrainingJob:
                 child.watch()
                 if terminate_at == float("inf") and (report := attempt.failed_elsewhere()):
                     terminate_at, kill_at = now + GRACE, min(kill_at, now + GRACE + MERCY)
-                    self._say(attempt, f"node {report.node} ({report.host}) ended with {report.exit_code}")
+                    self._log(attempt, f"node {report.node} ({report.host}) ended with {report.exit_code}")
             if now >= terminate_at:
                 terminate_at = kill_at
                 child.terminate()
             if now >= kill_at:
-                self._say(attempt, "the workers did not end in time: killing them")
+                self._log(attempt, "the workers did not end in time: killing them")
                 child.kill()
             time.sleep(0.2)
         return code
@@ -218,7 +218,7 @@ class TrainingJob:
         return Decision("fail", f"{failed}; max_restarts={self.max_restarts} used up")
 
     def _end(self, attempt: Attempt, decision: Decision, signals: Signals) -> str:
-        self._say(attempt, decision.message)
+        self._log(attempt, decision.message)
         if decision.action == "fail":
             raise TrainingFailedError(f"{decision.message}. The log above says why")
         if decision.action == "end":
@@ -256,6 +256,6 @@ class TrainingJob:
         }
         append_line(self.output_dir / "launch" / "history.jsonl", line)
 
-    def _say(self, attempt: Attempt, message: str) -> None:
+    def _log(self, attempt: Attempt, message: str) -> None:
         clock = time.strftime("%Y-%m-%d %H:%M:%S")
         print(f"[launch {clock} node {attempt.node}] {message}", flush=True)

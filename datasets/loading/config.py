@@ -36,7 +36,7 @@ class DataConfig:
 
     Attributes:
         train: Folder or URL of the training set's shards; or several, as a list of ``{path, weight}``.
-        val: The same of the held-out set; None for none.
+        val: The same for the held-out set; None for none.
         num_workers: Reader processes of each rank; 0 reads in the training process.
         prefetch_factor: Batches that each worker reads ahead.
         distinct_videos: No two clips of one video in a global batch, where ids tell (``VIDEO_SEGMENT``).
@@ -44,9 +44,9 @@ class DataConfig:
         cache_dir: Folder for shards fetched from URLs; None where all are local.
         cache_gb: Upper bound of that folder in 10^9 bytes.
         max_bad_fraction: Share of clips that may turn out unreadable before the run stops.
-        keep_truncated: Take what is there of stored sounds and videos that are damaged or shorter than their headers
-            say; otherwise they are unreadable.
-        stall_seconds: The run ends where its readers give no batch for so long.
+        keep_truncated: Use what can be decoded of stored sounds and videos that are damaged or shorter than their
+            headers say; otherwise they count as unreadable.
+        stall_seconds: The run fails when its loader delivers no batch for this long.
     """
 
     train: str | list[WeightedSet]

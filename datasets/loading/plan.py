@@ -203,7 +203,7 @@ class TrainingBatches(Sampler[list[Ticket]]):
         num_micro_batches: Micro-batches accumulated to a step.
         start_step: First step to come.
         num_steps: First step not to come; without it there is no end.
-        skipped_steps: Steps that are passed over.
+        skipped_steps: Steps that are skipped.
     """
 
     def __init__(

@@ -141,7 +141,7 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         most = self.table.most_frames
         if most < needed and not self.table.video_slots:
             raise ShardError(
-                f"{self.store.location} has {most} frames a clip, fewer than the {needed} needed: make it anew "
+                f"{self.store.location} has {most} frames a clip, fewer than the {needed} needed: prepare it again "
                 f"from the videos with `python -m datasets.prepare ... --media.num_frames {needed}`, or ask for "
                 f"at most {most} frames"
             )

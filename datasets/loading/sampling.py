@@ -35,13 +35,13 @@ _SUBSET, _BALANCE, _SHUFFLE, _MIXED, _PARTNER, _PARTNER_SEED, _WEIGHT = range(0x
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How a labelled training set is drawn from.
+    """How clips are sampled from a labelled training set.
 
     Attributes:
-        balanced: Draw clips in proportion to the sum of 1 / count over their classes, so that rare classes
+        balanced: Sample clips in proportion to the sum of 1 / count over their classes, so that rare classes
             are seen as often as frequent ones.
         epoch_clips: Places in an epoch; null is the number of clips.
-        max_clips: Use only so many clips, the same in every epoch, of each class its share; null uses all.
+        max_clips: Use only this many clips, the same in every epoch, each class in proportion; null uses all.
         mixup: Share of places that are mixed with another clip.
         mixup_alpha: The first clip's weight is drawn from Beta(α, α); a whole number (published: 10).
     """

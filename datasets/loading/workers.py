@@ -1,7 +1,7 @@
 """Reader processes: what they need, how they begin, when they end, and what is done if they hang.
 
 Batches come from them through shared memory. A worker that finds none left drops its batch and says so where nobody
-hears it, and PyTorch's loader waits for that batch for ever: containers often have 64 MB.
+notices, and PyTorch's loader waits for that batch forever: containers often have 64 MB.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ STOP_WORD = StopWord()
 
 
 class _WatchedLoader(DataLoader[Any]):
-    """A ``DataLoader`` that checks the memory its workers share, and does not wait for them for ever.
+    """A ``DataLoader`` that checks the memory its workers share, and does not wait for them forever.
 
     Its workers don't inherit garbage: FFmpeg's threads live until their decoder is collected, and a worker that is
-    forked before that and then collects its copy waits for ever for threads which no fork copies.
+    forked before that and then collects its copy waits forever for threads, which a fork does not copy.
     """
 
     stall_seconds = 300.0

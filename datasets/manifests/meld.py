@@ -36,7 +36,7 @@ def read_meld(folder: Path, recut: bool = False) -> Found:
 
     Args:
         folder: Holds ``train_sent_emo.csv``, ... and the folders of clips, at any depth.
-        recut: Take ``final_videos_testdia*`` for the test clips that there are such of, which were cut anew.
+        recut: Use the re-cut ``final_videos_testdia*`` for the test clips that have one.
 
     Raises:
         ManifestError: A CSV or a folder of clips is missing.

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("form", choices=sorted(READERS), help="whose form the labels have")
     parser.add_argument("folder", type=Path, help="the set as it was unpacked")
     parser.add_argument("out", type=Path, help="the manifest to write, a CSV")
-    parser.add_argument("--recut", action="store_true", help="MELD: take the test clips that were cut anew")
+    parser.add_argument("--recut", action="store_true", help="MELD: use the re-cut test clips")
     options = parser.parse_args(command_line(arguments))
     if options.recut and options.form != "meld":
         parser.error("--recut is of meld alone")

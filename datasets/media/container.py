@@ -2,7 +2,7 @@
 
 How it is fast, and still exact:
 
-* Compressed packets are read once, in file order. The sound is decoded on the way; the picture's packets are
+* Compressed packets are read once, in file order. The sound is decoded in the same pass; the picture's packets are
   kept (a clip's worth of them, a few megabytes) until the true times of all frames are known.
 * Then only what the chosen frames depend on is decoded: groups of pictures that hold none of them are passed
   over, nothing after the last of them is decoded, and in H.264, pictures that no other refers to are skipped

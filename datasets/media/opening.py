@@ -23,7 +23,7 @@ _FORMATS = (
 )
 _OPEN_ONLY = {"protocol_whitelist": "file", "format_whitelist": _FORMATS}
 DECODER_BOUNDS = {"max_pixels": str(MAX_PIXELS), "max_samples": str(MAX_SAMPLES)}
-"""Options of FFmpeg's decoders: what a stream claims on the way, in a frame's own header, is bounded too."""
+"""Options of FFmpeg's decoders: what a stream claims later, in a frame's own header, is bounded too."""
 
 Reason = Literal["file_missing", "undecodable", "no_audio", "no_video", "outside", "truncated"]
 Source = str | PathLike[str] | BinaryIO

@@ -1,4 +1,4 @@
-"""One pass over the packets of a segment: the sound is decoded on the way, the picture's packets are kept."""
+"""One pass over the packets of a segment: the sound is decoded in that pass, the picture's packets are kept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # transforms settle.
 SEEK_MARGINS_SECONDS = (0.25, 10.0, 60.0, math.inf)
 INTERLEAVE_SECONDS = 30.0  # how far one stream may run ahead of the other in the file
-# Formats whose time stamps may start anew are read from their beginning up to this size, since only what came
+# Formats whose timestamps may restart are read from their beginning up to this size, since only what came
 # before tells where such a file's seconds lie. In larger ones time stamps are taken as they are.
 REREAD_BYTES = 64_000_000
 

@@ -1,4 +1,4 @@
-"""Time stamps that start anew on the way, as in two recordings joined, brought onto one line as FFmpeg does."""
+"""Timestamps that restart in the middle, as in two recordings joined, put on one timeline as FFmpeg does."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ class Timeline:
     """Moves the packets of a file in reading order so that its time stamps go on; a function of what came before.
 
     Args:
-        restarts: Whether the format's time stamps may start anew; otherwise nothing is moved.
+        restarts: Whether the format's timestamps may restart; otherwise nothing is moved.
 
     Attributes:
         restarts: The same.
-        joins: Where time stamps started anew, in seconds on the one line.
+        joins: Where timestamps restarted, in seconds on that timeline.
     """
 
     def __init__(self, restarts: bool) -> None:

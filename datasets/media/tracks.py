@@ -78,7 +78,7 @@ class SoundTrack:
         parts = [frame]
         if frame.format.name != "fltp" or frame.sample_rate != self.rate:
             layout = (frame.format.name, frame.layout.name, frame.sample_rate)
-            # Some streams change on the way (HE-AAC finds its second channel late).
+            # Some streams change in the middle (HE-AAC finds its second channel late).
             if layout != self._layout:
                 self._to_float = av.AudioResampler("fltp", frame.layout, self.rate)
                 self._layout = layout

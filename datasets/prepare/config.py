@@ -29,7 +29,7 @@ class PrepareConfig(EncodeSettings):
             labels of the label file in sorted order.
         folders_as_classes: The first folder of each path below source is its class.
         split: Only this split of the label file.
-        files: Whether files named by an id alone are clips already cut, whole videos, or judged by their
+        files: Whether files named only by an id are clips already cut, whole videos, or judged by their
             duration.
         shuffle: Shuffle the order of the clips.
         seed: Of the shuffle.
@@ -70,7 +70,7 @@ class PrepareConfig(EncodeSettings):
         return source if source.is_dir() else source.parent
 
     def settings(self) -> dict[str, object]:
-        """Everything that has a say in what comes out, files of labels and classes also by their content."""
+        """Everything that affects the result; label and class files by their content as well."""
         settings = {name: value for name, value in asdict(self).items() if name not in _NO_INFLUENCE}
         if not self.partial:  # sets made before there was this setting are what it makes without it
             del settings["partial"]

@@ -292,7 +292,7 @@ class Scratch:
 
 @dataclass(frozen=True)
 class _Tasks(Iterable[Task]):
-    """Tasks by a query, which is asked anew for each iteration."""
+    """Tasks by a query, which is run again for each iteration."""
 
     db: sqlite3.Connection
     query: str

@@ -60,7 +60,7 @@ class Job:
     splits: list[str | None]
 
     def save(self, out: Path) -> None:
-        """Writes it under ``out``; from then on a run there goes on instead of planning anew."""
+        """Writes it under ``out``; from then on a run there continues instead of planning again."""
         write_atomically(out / PREPARE_FOLDER / "job.json", json.dumps(asdict(self)).encode())
 
     @classmethod

@@ -198,8 +198,8 @@ class ShardIndex:
                 raise ShardError(f'{where} is no index of shards: "format" is not "{FORMAT}"')
             if content.get("version") != VERSION:
                 raise ShardError(
-                    f"{where} has version {shown(content.get('version'))}, this program reads {VERSION}. Make the set "
-                    "anew with datasets.prepare, or index its shards anew: python -m datasets.index FOLDER --overwrite"
+                    f"{where} has version {shown(content.get('version'))}, this program reads {VERSION}. Prepare the "
+                    "set again, or index its shards again: python -m datasets.index FOLDER --overwrite"
                 )
             return _parse(content)
         except (ValueError, OSError) as error:

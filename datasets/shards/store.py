@@ -91,7 +91,9 @@ class ShardStore:
         url = self.url(INDEX_NAME)
         folder = self._cache() / _TABLES
         folder.mkdir(parents=True, exist_ok=True)
-        with self._lock(url):  # the index is small and fetched anew, the table kept for as long as it fits
+        with self._lock(
+            url
+        ):  # the index is small and fetched each time, the table kept for as long as it fits
             copy = folder / _cache_name(url)
             self._fetch(url, copy, largest=LARGEST_INDEX)
             index = ShardIndex.load_file(copy, public(url))

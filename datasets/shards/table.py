@@ -117,7 +117,7 @@ class ClipTable:
         table = cls(path)
         if fingerprint is not None and table.fingerprint != fingerprint:
             raise ShardError(
-                f"{path} belongs to another state of index.json; make it anew with: "
+                f"{path} belongs to another state of index.json; rebuild it with: "
                 f"python -m datasets.index {path.parent}"
             )
         return table
@@ -346,7 +346,7 @@ def _map_columns(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         OSError,
     ) as error:
         raise ShardError(
-            f"{path} is no table of clips ({error!r:.200}); make it anew with: python -m datasets.index {path.parent}"
+            f"{path} is no table of clips ({error!r:.200}); rebuild it with: python -m datasets.index {path.parent}"
         ) from error
 
 
@@ -355,14 +355,14 @@ def _mapped(path: Path) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
         head = file.read(len(_MAGIC) + 8)
         if not head.startswith(_MAGIC) or len(head) < len(_MAGIC) + 8:
             raise ShardError(
-                f"{path} is no table of clips; make it anew with: python -m datasets.index {path.parent}"
+                f"{path} is no table of clips; rebuild it with: python -m datasets.index {path.parent}"
             )
         length = int.from_bytes(head[len(_MAGIC) :], "little")
         header = file.read(length) if length <= _LARGEST_HEADER else b""
     data = _padded(len(head) + length)
     size = path.stat().st_size
     if size < data or size != data + (meta := json.loads(header))["bytes"]:
-        raise ShardError(f"{path} is cut off; make it anew with: python -m datasets.index {path.parent}")
+        raise ShardError(f"{path} is cut off; rebuild it with: python -m datasets.index {path.parent}")
     mapped = np.memmap(path, np.uint8, mode="r")
     columns = {}
     for name, place in meta.pop("columns").items():

@@ -86,7 +86,7 @@ class EmbedJob:
             write_atomically(settings, text)
         elif settings.read_text(encoding="utf-8") != text:
             raise ValueError(
-                f"{self.folder} holds parts of another model, source or settings; remove it to start anew"
+                f"{self.folder} holds parts of another model, source or settings; remove it to start again"
             )
 
     def path(self, part: int) -> Path:
@@ -287,10 +287,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--keep_truncated", action="store_true", help="take what is there of files damaged or cut off"
     )
-    parser.add_argument("--audio_track", help="of several sounds: a number from 0, or a language (eng)")
-    parser.add_argument("--video_track", help="of several pictures, likewise")
+    parser.add_argument(
+        "--audio_track", help="which of several audio tracks: a number from 0, or a language (eng)"
+    )
+    parser.add_argument("--video_track", help="which of several video tracks, likewise")
     parser.add_argument("--batch_size", type=_positive, default=64)
-    parser.add_argument("--part_size", type=_positive, default=4096, help="clips between two savings")
+    parser.add_argument("--part_size", type=_positive, default=4096, help="clips per saved part")
     parser.add_argument("--num_workers", type=int, default=2)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--bf16", action="store_true", help="compute in bfloat16")

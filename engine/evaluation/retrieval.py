@@ -1,4 +1,4 @@
-"""Retrieval across modalities: does the sound of a clip find its picture, and the other way round."""
+"""Retrieval across modalities: does the sound of a clip find its picture, and vice versa."""
 
 from __future__ import annotations
 

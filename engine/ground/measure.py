@@ -57,7 +57,7 @@ def read_clips(folder: Path, split: str, image_size: int, limit: int | None = No
         folder: A generated world.
         split: train, val or test.
         image_size: Side of the frames in pixels.
-        limit: The first so many alone.
+        limit: Only this many clips, from the first.
 
     Raises:
         ValueError: The folder holds no world, or no clip of the split.
@@ -112,7 +112,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("model", help="a run with objective.kind dense, or a checkpoint of one")
     parser.add_argument("world", type=Path, help="a generated world (python -m datasets.synthetic)")
     parser.add_argument("--split", choices=SPLITS, default="test")
-    parser.add_argument("--limit", type=int, help="the first so many clips alone")
+    parser.add_argument("--limit", type=int, help="only the first N clips")
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(command_line(arguments))
     try:

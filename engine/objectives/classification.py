@@ -51,10 +51,10 @@ class ClassificationConfig(ObjectiveConfig):
         kind: ``classification``.
         modalities: What the model sees in training.
         loss: BCE for sets with several labels a clip, cross-entropy for one label.
-        pool_separate: With both modalities, pool the streams of each alone together with the joint one.
-        freeze_encoder: Train the head alone (a linear probe).
+        pool_separate: With both modalities, pool each modality's own stream together with the joint one.
+        freeze_encoder: Train only the head (a linear probe).
         head_lr_ratio: The head's learning rate over the encoder's, in every step (published: 10 to 100).
-        layer_decay: Each block's rate over that of the block after it; 1 gives all the same.
+        layer_decay: Ratio of each block's learning rate to the next block's; 1 for equal rates.
         label_smoothing: Share of a label spread over all classes (published: 0.1).
         freq_mask: Mel bins that SpecAugment masks at most (published: 48 of 128).
         time_mask: Frames that it masks at most (published: 192 of 1024).

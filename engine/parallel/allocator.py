@@ -11,7 +11,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Makes glibc keep large freed buffers for the next step instead of handing them back to the system.
 
-    On a CPU every activation is a fresh buffer; mapping and clearing its pages anew in each step costs a tenth to a
+    On a CPU every activation is a fresh buffer; mapping and clearing its pages again in each step costs a tenth to a
     third of it. Other C libraries are left as they are.
     """
     if not sys.platform.startswith("linux"):

@@ -34,7 +34,7 @@ class World:
         rank: 0-based number among all processes.
         size: Number of processes.
         device: What this process computes on.
-        control: A gloo group for words that must not wait for the device (stop requests, ids), or None alone.
+        control: A gloo group for messages that must not wait for the device (stop requests, ids); None for one process.
     """
 
     rank: int

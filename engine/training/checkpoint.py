@@ -162,13 +162,13 @@ def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
     if problems:
         raise CheckpointError(
             f"no checkpoint of {run} is sound: {'; '.join(problems)}. Bring back one of them from a copy, or choose "
-            "another output_dir to begin anew"
+            "another output_dir to start from scratch"
         )
     return None
 
 
 def disposable(checkpoints: list[Checkpoint], keep: int) -> list[Checkpoint]:
-    """Those that may go: all but the newest, and but the last that is known to be good.
+    """Those that may be removed: all except the newest and the last that is known to be good.
 
     Args:
         checkpoints: Oldest first.
@@ -181,8 +181,8 @@ def disposable(checkpoints: list[Checkpoint], keep: int) -> list[Checkpoint]:
 def last_known_good(checkpoints: list[Checkpoint]) -> Checkpoint | None:
     """The newest checkpoint whose weights gave a loss not far above the lowest, or None where nothing is known.
 
-    What its weights are worth, the loss of the steps after it tells, which the next one notes. One step at too high a
-    rate ruins weights, and the loss of that very step does not know it yet.
+    The quality of its weights shows in the loss of the steps after it, which the next checkpoint records. One step at
+    too high a rate ruins the weights, and the loss of that step itself does not show it yet.
     """
     losses = [_loss_after(checkpoints[place + 1 :]) for place in range(len(checkpoints))]
     known = [

@@ -1,4 +1,4 @@
-"""What else is to be done after some steps, beside logging, evaluating and saving."""
+"""Actions after certain steps, besides logging, evaluating and saving."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ class Hook(Protocol):
     """Something done after certain steps, once their numbers are known to be finite."""
 
     def check(self, step: int, total_steps: int) -> None:
-        """Makes sure, before anything is trained, that a run that goes on at ``step`` can do it.
+        """Checks, before training, that a run that continues at ``step`` can do it.
 
         Raises:
             ValueError: It can't; the keys to change are named.
@@ -21,7 +21,7 @@ class Hook(Protocol):
         """Removes what an interrupted attempt left of later steps; the main rank calls it, after `check`."""
 
     def due(self, step: int) -> bool:
-        """Whether it is to be done after ``step``; every rank gets the same answer."""
+        """Whether it runs after ``step``; the same on every rank."""
         ...
 
     def update(self, model: nn.Module, step: int) -> None:

@@ -27,7 +27,7 @@ _STARTED = time.time()
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """The last word, with empty values where there is none that can be read."""
+    """The state last written, with empty values where there is none that can be read."""
     try:
         found = json.loads((folder / NAME).read_bytes())
     except (OSError, ValueError):

@@ -14,14 +14,14 @@ class TrainConfig:
     Attributes:
         epochs: Passes over the training clips (may be a fraction); ``steps`` overrides it.
         steps: Optimizer steps in all.
-        log_interval: Steps between looks at the metrics.
-        eval_interval: Steps between evaluations on held-out clips, 0 for none. One also comes before the first step
-            and one after the last.
-        eval_minutes: Minutes between evaluations, beside ``eval_interval``; looked at every ``log_interval`` steps.
+        log_interval: Steps between two readings of the metrics.
+        eval_interval: Steps between evaluations on held-out clips, 0 for none. There is also one before the first
+            step and one after the last.
+        eval_minutes: Minutes between evaluations, besides ``eval_interval``; checked every ``log_interval`` steps.
         checkpoint_interval: Steps between checkpoints. There is one before the first step and one after the last.
         checkpoint_minutes: Minutes between checkpoints, likewise.
-        keep_checkpoints: How many of the newest checkpoints stay, beside the last that is known to be good.
-        accept_changed_data: Whether a run may go on though ``data.train`` holds other clips than before.
+        keep_checkpoints: How many of the newest checkpoints are kept, besides the last that is known to be good.
+        accept_changed_data: Whether a run may resume although ``data.train`` holds other clips than before.
         parallel: Batch, precision and how DeepSpeed divides the work.
     """
 

@@ -217,7 +217,7 @@ class Trainer:
         self.objective.before_step(self.step, self._steps_per_epoch)
         metrics: dict[str, torch.Tensor] = {}
         for number, batch in enumerate(micro_batches, start=1):
-            # Said outright: DeepSpeed's own count of micro-batches starts anew when a run is resumed.
+            # Set explicitly: DeepSpeed's own count of micro-batches restarts when a run is resumed.
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
             values = self.engine(batch.to(self.world.device))
             self.engine.backward(values["loss"])

@@ -21,7 +21,7 @@ from engine.training.checkpoint import find_checkpoints
 from models.weights.tensor_files import write_safetensors
 
 _NAME = re.compile(r"^epoch_(\d{4,})\.safetensors$")
-#: Beside the means: the epoch that they begin with.
+#: Stored with the averages: the epoch that they begin with.
 _FIRST = "first_epoch.txt"
 
 

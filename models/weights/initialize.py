@@ -1,6 +1,6 @@
 """Puts weights from any source into a model, with an account of every tensor on both sides.
 
-Nothing is left out silently: each of the model's tensors is loaded, converted or drawn anew, each of the
+Nothing is left out silently: each of the model's tensors is loaded, converted or initialised anew, each of the
 file's is used or ignored, and the report says why. What can't be explained is an error, unless it is allowed
 by name.
 """

@@ -89,7 +89,7 @@ def test_stale_missing_and_broken_tables_are_refused(tmp_path):
     folder = make_shards(tmp_path, 6, 3)
     path = folder / "index.table"
     with pytest.raises(
-        ShardError, match=r"another state of index.json; make it anew with: python -m datasets.index"
+        ShardError, match=r"another state of index.json; rebuild it with: python -m datasets.index"
     ):
         ClipTable.open(folder, "0123")
     whole = path.read_bytes()
