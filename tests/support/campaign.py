@@ -42,7 +42,8 @@ REFUSED = {
 }
 #: Numbers that tell of time or of the attempt, not of what was learned.
 _OF_TIME = ("samples_per_second", "data_wait_share", "mfu", "unreadable")
-_PATIENCE = 180.0
+#: Seconds without a word, after which an attempt counts as one that hangs; on a machine with other work it takes long.
+_PATIENCE = 300.0
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,20 @@ def plan_events(count: int, seed: int, most_steps: int, worlds: tuple[int, ...] 
         )
         for number in range(count)
     ]
+
+
+class _Patience:
+    """Waits for an attempt as long as it says something from time to time."""
+
+    def __init__(self, log: Path) -> None:
+        self._log, self._size, self._since = log, -1, 0.0
+
+    def is_over(self) -> bool:
+        """Whether the log has not grown for too long."""
+        size = self._log.stat().st_size
+        if size != self._size:
+            self._size, self._since = size, time.monotonic()
+        return time.monotonic() - self._since > _PATIENCE
 
 
 class Campaign:
@@ -261,22 +276,21 @@ class Campaign:
     def _log(self) -> str:
         return self._last_log.read_text(errors="replace")[-4000:]
 
-    @staticmethod
-    def _await(child: Torchrun, moment: Callable[[], bool]) -> bool:
-        deadline = time.monotonic() + _PATIENCE
+    def _await(self, child: Torchrun, moment: Callable[[], bool]) -> bool:
+        patience = _Patience(self._last_log)
         while not moment():
             if child.exit_code() is not None:
                 return False
-            assert time.monotonic() < deadline, "the moment never came"
+            assert not patience.is_over(), "the moment never came"
             time.sleep(0.005)
         return True
 
     def _wait(self, child: Torchrun) -> int:
-        deadline = time.monotonic() + _PATIENCE
+        patience = _Patience(self._last_log)
         try:
             while child.exit_code() is None:
                 child.watch()
-                assert time.monotonic() < deadline, f"it does not end\n{self._log()}"
+                assert not patience.is_over(), f"it does not end\n{self._log()}"
                 time.sleep(0.02)
             return child.process.returncode
         finally:
