@@ -6,11 +6,15 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from engine.config import parse_config
+from engine.tasks.finetune_config import FinetuneConfig
 from engine.training.runlog import RunLog, read_metrics
+from engine.training.status import read_status
 
 
 def write(run: Path, start_step: int | None, values: dict[int, float]) -> None:
@@ -71,3 +75,27 @@ def test_a_torn_line_costs_no_other_record(tmp_path: Path, start_step: int | Non
     assert [step for step, _ in records(tmp_path)] == [2, 4, 7, 8]
     for line in path.read_text().splitlines():
         json.loads(line, parse_constant=pytest.fail)
+
+
+def test_the_step_that_is_noted_is_at_most_a_second_old(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [100.0]
+    monkeypatch.setattr(
+        "engine.training.runlog.time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time)
+    )
+    log = RunLog(tmp_path, 0, 10)
+    log.status(1, state="running")
+    for step, after, noted in ((2, 0.9, 1), (3, 0.2, 3), (4, 0.5, 3), (5, 0.6, 5)):
+        clock[0] += after
+        log.reached(step)
+        assert read_status(tmp_path)["step"] == noted
+    log.close()
+
+
+def test_a_run_that_is_only_evaluated_says_so_beside_its_own_word() -> None:
+    words = ["data.train=set", "data.val=set", "output_dir=runs/a", "eval_only=true"]
+    config, _ = parse_config(FinetuneConfig, "test", words)
+    assert config.status_folder == Path("runs/a/evaluation")
+    config, _ = parse_config(FinetuneConfig, "test", words[:-1])
+    assert config.status_folder == Path("runs/a")
