@@ -17,7 +17,7 @@ env-dev: $(VENV)/.ready-dev
 
 $(VENV)/.ready: setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e .
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt -e ".[report]"
 	touch $@
 
 $(VENV)/.ready-dev: $(VENV)/.ready

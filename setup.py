@@ -13,7 +13,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["models*", "engine*", "datasets*", "launch*"]),
-    package_data={"": ["py.typed"]},
+    package_data={"": ["py.typed"], "engine.report": ["templates/*"]},
     py_modules=["main_pretrain", "main_finetune", "strict_yaml", "home_paths", "atomic", "terminal"],
     install_requires=[
         "torch>=2.11",
@@ -40,10 +40,13 @@ setup(
     extras_require={
         "backbones": ["transformers>=5"],
         "embed": ["pyarrow"],
+        "wandb": ["wandb"],
+        "report": ["plotly>=6", "jinja2"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "dev": [
             *("pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright"),
             *("transformers>=5", "pyarrow", "onnx", "onnxruntime", "onnxscript"),
+            *("plotly>=6", "jinja2", "wandb", "nbclient", "ipykernel"),
         ],
     },
 )

@@ -54,7 +54,7 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
     STOP.while_starting(partial(_end_before_training, folder))
     try:
         check_slurm_tasks(os.environ, name)
-        refuse_links(Path(config.output_dir), skip=("launch",))
+        refuse_links(Path(config.output_dir), skip=("launch", "wandb"))
         check_writable(folder)
         with distributed() as world, _held(config, world):
             finished = _run(main, config, config_yaml, world)

@@ -29,6 +29,7 @@ from engine.settings import given_settings
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig
+from engine.training.wandb_log import LogConfig
 from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
 from strict_yaml import check_files, contradictions, use_strict_yaml
@@ -62,6 +63,7 @@ class RunConfig:
         optimizer: Adam's settings.
         schedule: The learning rate's.
         train: Steps, batch, precision, intervals.
+        log: Where numbers and pictures go beside the run's folder.
     """
 
     data: DataConfig
@@ -74,6 +76,7 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     @property
     def trains(self) -> bool:

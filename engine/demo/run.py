@@ -56,6 +56,7 @@ def main() -> None:
     summary = summarize(options.run / "pretrain", options.data, time.monotonic() - started)
     summary["finetuning"] = finetuned
     write_atomically(options.run / "summary.json", json.dumps(summary, indent=1) + "\n")
+    report(options.run, options.seeds[0])
     print(render(summary, options.run))
 
 
@@ -123,6 +124,15 @@ def export(run: Path) -> None:
         _run("exporting", *commands)
 
 
+def report(run: Path, seed: int) -> None:
+    """One page that shows the pretraining run, and fine-tuning from it and from scratch with one of the seeds."""
+    runs = [
+        run / "pretrain",
+        *(run / "finetune" / start / f"audio_visual_{seed}" for start in reversed(STARTS)),
+    ]
+    _run("writing the report", ["-m", "engine.report", *map(str, runs), str(run / "report.html")])
+
+
 def summarize(run: Path, data: Path, seconds: float) -> dict[str, Any]:
     """What the run's metrics say, untrained against trained.
 
@@ -178,6 +188,7 @@ def render(summary: dict[str, Any], folder: Path) -> str:
         f"pictures     {folder}/pretrain/pictures/",
         f"TensorBoard  tensorboard --logdir {folder}",
         f"summary      {folder}/summary.json",
+        f"report       {folder}/report.html: curves, pictures and sounds of these runs on one page",
     ]
     return "\n".join(lines)
 

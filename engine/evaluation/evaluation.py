@@ -36,6 +36,7 @@ class Evaluation(ABC, Generic[C, O]):
         self, config: C, train: LabelledSet, world: World, run: Path, step: int, config_yaml: str
     ) -> None:
         assert config.evaluation_shards is not None
+        self.config_yaml = config_yaml
         self._identity = {"step": step, "config_sha256": hashlib.sha256(config_yaml.encode()).hexdigest()}
         self.config, self.train, self.world, self.run, self.step = config, train, world, run, step
         self.shards = config.evaluation_shards

@@ -122,7 +122,7 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
         features: tuple[Features, Features] | None,
     ) -> None:
         """Scalars and pictures into TensorBoard and ``RUN/pictures``."""
-        log = RunLog(self.run, None, self.step)
+        log = RunLog(self.run, None, self.step, self.config.log, self.config_yaml)
         for result, values in report.get("results", {}).items():
             log.metrics(self.step, {f"{name}/{result}_{metric}": value for metric, value in values.items()})
         if "frozen_features" in report:

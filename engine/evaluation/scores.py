@@ -142,6 +142,26 @@ def average_precision_influence(scores: Tensor, target: Tensor) -> tuple[float, 
     return precision.mean().item(), influence
 
 
+def average_precision_interval(scores: Tensor, target: Tensor) -> tuple[float, float]:
+    """95 % confidence interval of one class's average precision, by the jackknife's variance on the scale of log odds.
+
+    Args:
+        scores: (N,).
+        target: (N,) 0 or 1.
+
+    Returns:
+        Lower and upper bound; 0 and 1 with fewer than two positives, which say nothing of how it scatters.
+    """
+    if int((target > 0).sum()) < 2:
+        return 0.0, 1.0
+    value, influence = average_precision_influence(scores, target)
+    if not 0 < value < 1:
+        return value, value
+    logit, reach = math.log(value / (1 - value)), 1.96 * influence.norm().item() / (value * (1 - value))
+    low, high = torch.tensor([logit - reach, logit + reach], dtype=torch.float64).sigmoid().tolist()
+    return low, high
+
+
 def _suffix_sums(values: Tensor) -> Tensor:
     """(n + 1,) sums from each place to the end."""
     return torch.cat([values.flip(0).cumsum(0).flip(0), values.new_zeros(1)])

@@ -1,4 +1,4 @@
-"""What a run says: TensorBoard, ``metrics.jsonl``, ``status.json``, and a bar or plain lines on the console."""
+"""What a run says: TensorBoard, ``metrics.jsonl``, ``status.json``, a bar or lines on the console, W&B where wanted."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from atomic import open_to_append, write_atomically
 from engine.training.status import update_status
+from engine.training.wandb_log import LogConfig, WandbLog
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -46,14 +47,24 @@ class RunLog:
             ``metrics.jsonl``, TensorBoard's points are hidden. At 0 nothing is kept, since step 0 comes again. None
             adds to what is there, whatever its step.
         total_steps: For the progress bar and the time left.
+        config: Where else numbers and pictures go.
+        config_yaml: The run's config, for there.
     """
 
-    def __init__(self, run: Path | None, start_step: int | None, total_steps: int) -> None:
+    def __init__(
+        self,
+        run: Path | None,
+        start_step: int | None,
+        total_steps: int,
+        config: LogConfig | None = None,
+        config_yaml: str = "",
+    ) -> None:
         self._run, self._total = run, total_steps
         self._started, self._start_step = time.monotonic(), start_step or 0
         self._said = 0.0
         self._writer: SummaryWriter | None = None
         self._bar: tqdm | None = None
+        self._wandb: WandbLog | None = None
         if run is None:
             return
         # Imported here: it is slow, and only rank 0 needs it.
@@ -62,6 +73,8 @@ class RunLog:
         first = None if start_step is None else start_step + bool(start_step)
         _put_before_now(run / "tensorboard")
         self._writer = SummaryWriter(str(run / "tensorboard"), purge_step=first)
+        if config is not None and config.wandb is not None:
+            self._wandb = WandbLog(run, config, config_yaml)
         self._metrics = run / "metrics.jsonl"
         _keep_records(self._metrics, before=math.inf if first is None else first)
         if sys.stderr.isatty():
@@ -73,6 +86,8 @@ class RunLog:
             return
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.metrics(step, values)
         with open_to_append(self._metrics) as file:
             file.write(json.dumps({"step": step, **_finite(values)}, allow_nan=False).encode() + b"\n")
 
@@ -99,6 +114,8 @@ class RunLog:
         from torchvision.io import encode_png
 
         self._writer.add_image(name, picture, step)
+        if self._wandb is not None:
+            self._wandb.image(name, picture, step)
         folder = self._run / "pictures"
         folder.mkdir(exist_ok=True)
         content = encode_png(picture).numpy().tobytes()
@@ -121,6 +138,8 @@ class RunLog:
             self._bar.close()
         if self._writer is not None:
             self._writer.close()
+        if self._wandb is not None:
+            self._wandb.close()
 
 
 def read_metrics(run: Path) -> list[dict[str, float]]:

@@ -22,6 +22,7 @@ from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients
 from engine.parallel.world import World
+from engine.training.attempts import Attempt, device_name
 from engine.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -42,6 +43,7 @@ from engine.training.schedule import lr_factor
 from engine.training.spoiling_clips import spoiling_clips
 from engine.training.stop import StopRequest
 from engine.training.throughput import Throughput
+from models import parameter_count
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -120,7 +122,8 @@ class Trainer:
             if world.is_main:
                 hook.discard_after(self.step)
         self.skipped: set[int] = self._read_skipped()
-        self.log = RunLog(self.run if world.is_main else None, self.step, self.total_steps)
+        run = self.run if world.is_main else None
+        self.log = RunLog(run, self.step, self.total_steps, config.log, config_yaml)
         self.stop = StopRequest(world)
         self._metrics = MetricBuffer(self.config.log_interval, world.device)
         self._ids: dict[int, list[str]] = {}
@@ -128,6 +131,16 @@ class Trainer:
         self._budget = FailureBudget(data.max_bad_fraction)
         flops = objective.workload(self.config.parallel.uses_bf16(world.device)).flops
         self._throughput = Throughput(flops, peak_flops, world.size)
+        self._attempt = Attempt(
+            self.step,
+            self.total_steps,
+            world.size,
+            device_name(world.device),
+            parameter_count(objective.model, trainable_only=False),
+            data.num_clips,
+            flops,
+            peak_flops,
+        )
         self._last_evaluated = self._last_saved = time.monotonic()
 
     def fit(self) -> bool:
@@ -141,6 +154,8 @@ class Trainer:
             TooManyFailuresError: Too many unreadable clips.
         """
         self.log.status(self.step, state="running", phase="training", evaluated=0, message="")
+        if self.world.is_main:
+            self._attempt.note(self.run)
         try:
             finished = self._fit()
         except BaseException as error:

@@ -1,0 +1,1 @@
+"""Runs side by side: ``python -m engine.compare RUN… [--cards] [--page OUT.html]``."""
