@@ -17,7 +17,7 @@ from atomic import write_atomically
 from engine.config import PretrainConfig, RunConfig
 from engine.objectives.registry import list_objectives, objective_kind
 from engine.tasks.finetune_config import RUNS
-from models import families
+from models import ModelConfig, families
 from terminal import show_control_characters
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
@@ -47,12 +47,14 @@ def page() -> str:
         ]
     parts.append("## Fine-tuning and evaluation\n")
     for name, config in RUNS.items():
-        objective = typing.get_type_hints(config)["objective"]
+        hints = typing.get_type_hints(config)
         parts += [
             _table(config, RunConfig),
             f"### `objective.kind: {name}`\n",
-            _table(objective, prefix="objective."),
+            _table(hints["objective"], prefix="objective."),
         ]
+        if hints["model"] is not ModelConfig:
+            parts += [f"The model of `{name}`:\n", _table(hints["model"], prefix="model.")]
     parts.append("## Models\n\n`model.name` is a preset; its family has the keys.\n")
     for family in filter(lambda one: _is_ours(one.config), families()):
         presets = [f"- `{name}`: {purpose}" for name, purpose in family.presets.items()]

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 from torch import Tensor, nn
 
 from models.config import ModelConfig
+from models.towers.base import Tokens
 
 C = TypeVar("C", bound=ModelConfig)
 
@@ -84,6 +85,22 @@ class Encoder(nn.Module, ABC, Generic[C]):
             (B, feature_dim) float32, pooled, not normalised.
         """
 
+    def sound_tokens(self, fbank: Tensor) -> Tokens:
+        """The tokens of the sound alone, of the grid (F', T'); by default one, what `embed` gives.
+
+        Args:
+            fbank: (B, T, F) normalised log-mel.
+        """
+        return _one_token(self.embed(fbank, None).audio, 2)
+
+    def frame_tokens(self, frames: Tensor) -> Tokens:
+        """The tokens of the frames alone, of the grid (N', H', W'); by default one, what `embed` gives.
+
+        Args:
+            frames: (B, N, 3, H, W) normalised pictures with N = ``config.num_frames``.
+        """
+        return _one_token(self.embed(None, frames).visual, 3)
+
     @abstractmethod
     def depth_of(self, name: str) -> int:
         """Place of a parameter of this module: 0 for embeddings, n for the n-th block, num_layers + 1 behind them."""
@@ -99,3 +116,8 @@ class Encoder(nn.Module, ABC, Generic[C]):
     @abstractmethod
     def no_weight_decay(self) -> set[str]:
         """Names of parameters beside norms and biases that an optimizer should not decay."""
+
+
+def _one_token(vectors: Tensor | None, axes: int) -> Tokens:
+    assert vectors is not None
+    return Tokens(vectors[:, None], vectors.new_ones(len(vectors), 1).bool(), (1,) * axes, vectors)

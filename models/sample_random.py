@@ -42,6 +42,7 @@ class Stream(IntEnum):
     DRAWN_SILENCE = 71
     SPLICE_AUDIO = 72
     MIX_PICTURE = 73
+    MODALITY_DROPOUT = 80
 
 
 def pass_stream(stream: Stream, number: int) -> int:

@@ -7,7 +7,7 @@ last bit (on one kind of device, with the same number of threads).
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,6 @@ class Predictions:
     failures: list[ReadFailure]
 
 
-@torch.no_grad()
 def predict(
     objective: Classification,
     loader: Iterable[AVBatch],
@@ -65,6 +64,31 @@ def predict(
         TooManyFailuresError: More clips can't be read than ``data.max_bad_fraction`` allows.
         ValueError: No clip at all could be read.
     """
+    return predict_with(lambda batch: batch_scores(objective, batch, missing), loader, world, data, bf16=bf16)
+
+
+@torch.no_grad()
+def predict_with(
+    score: Callable[[AVBatch], dict[str, Tensor]],
+    loader: Iterable[AVBatch],
+    world: World,
+    data: DataConfig,
+    *,
+    bf16: bool = False,
+) -> Predictions:
+    """The same with whatever scores a batch.
+
+    Args:
+        score: From a batch on the device: (B, C) by name, the same names for every batch.
+        loader: As of `predict`.
+        world: The processes.
+        data: How many clips may be unreadable.
+        bf16: Whether to compute in bfloat16.
+
+    Raises:
+        TooManyFailuresError: As of `predict`.
+        ValueError: As of `predict`.
+    """
     parts: list[dict[str, np.ndarray]] = []
     ids: list[str] = []
     failures: list[ReadFailure] = []
@@ -75,7 +99,7 @@ def predict(
                 continue
             batch = batch.to(world.device)
             assert batch.labels is not None
-            found = {"rows": batch.rows, "labels": batch.labels, **batch_scores(objective, batch, missing)}
+            found = {"rows": batch.rows, "labels": batch.labels, **score(batch)}
             parts.append({name: value.cpu().numpy() for name, value in found.items()})
             ids += batch.ids
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}

@@ -41,9 +41,9 @@ class ClassifierTask(LabelledTask[FinetuneConfig, Classification]):
         """See `LabelledTask.check_labels`."""
         check_training_labels(self.config, sets)
 
-    def build(self, train: LabelledSet) -> Classification:
+    def build(self, sets: Sequence[LabelledSet]) -> Classification:
         """See `LabelledTask.build`."""
-        return build_classification(self.config, train)
+        return build_classification(self.config, sets[0])
 
     def begin(self, objective: Classification, train: LabelledSet, world: World) -> None:
         """See `LabelledTask.begin`."""

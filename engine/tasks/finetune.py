@@ -17,20 +17,26 @@ from engine.signals import STOP
 from engine.tasks.classifier_task import ClassifierTask
 from engine.tasks.clips import fingerprint, training_clips
 from engine.tasks.finetune_config import LabelledConfig
+from engine.tasks.fusion_task import FusionTask
 from engine.tasks.labelled_sets import LabelledSet, check_held_out, open_training_sets
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
+from engine.training.best_weights import BestWeights, best_file
 from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
+from engine.training.hooks import Hook
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.runlog import logger
 from engine.training.status import update_status
 from engine.training.stop import StoppedError, stop_if_requested
-from engine.training.trainer import Trainer, TrainingData
+from engine.training.trainer import Evaluate, Trainer, TrainingData
 from engine.training.weight_average import WeightAverage
 from models.weights.classes import CLASSES, kept_classes
 
 #: By ``objective.kind``.
-TASKS: dict[str, type[LabelledTask[Any, Any]]] = {"classification": ClassifierTask}
+TASKS: dict[str, type[LabelledTask[Any, Any]]] = {
+    "classification": ClassifierTask,
+    "fusion": FusionTask,
+}
 
 
 def labelled_task(config: LabelledConfig) -> LabelledTask[Any, Any]:
@@ -63,7 +69,7 @@ def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
         return True
     task.check_labels(sets)
     check_classes(run, train)
-    objective = task.build(train)
+    objective = task.build(sets)
     if not find_checkpoints(run):
         task.begin(objective, train, world)
     trainer = build_trainer(task, config_yaml, world, sets, objective)
@@ -77,17 +83,31 @@ def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
     if not trainer.fit():
         return False
     if config.evaluation_shards is not None:
-        average = weight_average(config, trainer.data.num_clips)
-        mean = average.at(trainer.total_steps) if average is not None and world.is_main else None
-        parts = (
-            {"last": None, "averaged": mean} if world.broadcast_object(mean is not None) else {"last": None}
+        parts = world.broadcast_object(
+            finished_weights(config, trainer.data.num_clips, trainer.total_steps) if world.is_main else None
         )
+        assert isinstance(parts, dict)
         try:
             evaluate_at_end(task, config_yaml, world, train, objective, parts, trainer.total_steps)
         except StoppedError as stopped:
             logger.info("%s; run the same command again to go on", stopped)
             return False
     return True
+
+
+def finished_weights(config: LabelledConfig, places: int, step: int) -> dict[str, Path | None]:
+    """What is evaluated at the end, by name; None are the weights at hand.
+
+    Args:
+        config: The run.
+        places: Clips an epoch.
+        step: Steps taken.
+    """
+    average, best = weight_average(config, places), best_file(Path(config.output_dir))
+    mean = None if average is None else average.at(step)
+    found: dict[str, Path | None] = {"last": None}
+    found |= {} if mean is None else {"averaged": mean}
+    return found | ({"best": best} if best is not None and config.best is not None else {})
 
 
 def evaluate_at_end(
@@ -99,7 +119,7 @@ def evaluate_at_end(
     parts: Mapping[str, Path | None],
     step: int,
 ) -> None:
-    """Evaluates the weights at the end and their mean, unless an earlier attempt has done so.
+    """Evaluates the weights at the end, their mean and the best, unless an earlier attempt has done so.
 
     Args:
         task: The run's.
@@ -122,9 +142,8 @@ def evaluate_at_end(
             logger.info("%s: evaluated before, see %s", name, run / "evaluation" / name)
             continue
         stop_if_requested(world, f"before the evaluation of the {name} weights")
-        weights = world.broadcast_object(weights)
         if weights is not None:
-            objective.model.load_state_dict(load_weights(Path(str(weights))))
+            objective.model.load_state_dict(load_weights(weights))
         final(objective, name)
 
 
@@ -147,16 +166,21 @@ def build_trainer(
     places = len(order)
     average = weight_average(config, places)
     loader = partial(training_clips, config, world, task.needs(objective), sampling=config.sampling)
+    evaluate: Evaluate | None = None
+    hooks: list[Hook] = [] if average is None else [average]
+    if config.data.val and config.train.evaluates:
+        evaluate = task.held_out(objective, sets[0], world)
+        if config.best is not None:
+            evaluate = BestWeights(config.best, task.run, evaluate, world.is_main)
+            hooks.append(evaluate)
     return Trainer(
         objective,
         config,
         TrainingData(places, loader, config.data.max_bad_fraction, fingerprint(config.data)),
         world,
         config_yaml,
-        evaluate=task.held_out(objective, sets[0], world)
-        if config.data.val and config.train.evaluates
-        else None,
-        hooks=() if average is None else (average,),
+        evaluate=evaluate,
+        hooks=hooks,
         peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
     )
 
@@ -200,7 +224,9 @@ def _weights_of(config: LabelledConfig, run: Path, checkpoints: list[Checkpoint]
     found = {"last": str(checkpoints[-1].path)} if checkpoints else {}
     means = sorted((run / "average").glob("epoch_*.safetensors"))
     averages = config.averaging.first_epoch is not None
-    return found | ({"averaged": str(means[-1])} if means and averages else {})
+    found |= {"averaged": str(means[-1])} if means and averages else {}
+    best = best_file(run)
+    return found | ({"best": str(best)} if best is not None and config.best is not None else {})
 
 
 def open_predictor(source: Path) -> Predictor:

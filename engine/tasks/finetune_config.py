@@ -13,8 +13,10 @@ from engine.evaluation.probes import ProbeConfig
 from engine.init_settings import settings_of_init
 from engine.objectives.base import ObjectiveConfig
 from engine.objectives.classification import ClassificationConfig
+from engine.objectives.fusion import FusionConfig, TowerRates
 from engine.training.weight_average import AveragingConfig
 from models.config import unknown_name
+from models.fusion import MODALITIES, FusionModelConfig
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class LabelledConfig(RunConfig):
         sampling: How often each clip is sampled, and mixup.
         objective: What is trained; ``kind`` decides which further keys there are.
         averaging: Epochs whose weights are averaged.
+        best: Something measured on ``data.val`` during training, such as ``val/top1`` or ``val/emotion/weighted_f1``:
+            the weights with its highest value are kept and evaluated beside the last ones. Null keeps none.
         evaluation: What is measured at the end.
     """
 
@@ -65,6 +69,7 @@ class LabelledConfig(RunConfig):
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     objective: ObjectiveConfig = field(default_factory=ClassificationConfig)
     averaging: AveragingConfig = field(default_factory=AveragingConfig)
+    best: str | None = None
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
@@ -73,6 +78,8 @@ class LabelledConfig(RunConfig):
             raise ValueError("eval_only needs data.val or evaluation.shards: a set to evaluate on")
         if self.train.eval_interval and self.data.val is None:
             raise ValueError("train.eval_interval needs data.val: a set to evaluate on")
+        if self.best is not None and not (self.data.val and self.train.evaluates):
+            raise ValueError("best needs evaluations during training: set data.val and train.eval_interval")
 
     @classmethod
     def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
@@ -142,8 +149,54 @@ class FinetuneConfig(LabelledConfig):
         return settings_of_init(given, cls.output_dir)
 
 
+@dataclass(frozen=True)
+class FusionRunConfig(LabelledConfig):
+    """A run that fuses sound, frames and text; ``init`` may be a run of the same model, whose weights begin it.
+
+    Attributes:
+        output_dir: The run's folder.
+        model: The towers, and how they are joined.
+        objective: The heads, and how the towers are trained.
+    """
+
+    output_dir: str = "runs/fusion"
+    model: FusionModelConfig = field(default_factory=FusionModelConfig)
+    objective: FusionConfig = field(default_factory=FusionConfig)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sampling.mixup:
+            raise ValueError(
+                "sampling.mixup is above 0: there is no mixing two texts; set it to 0 for fusion"
+            )
+        if self.evaluation.frozen_features:
+            raise ValueError("evaluation.frozen_features is for encoders alone; leave it out for fusion")
+        for name in MODALITIES:
+            rates = self.objective.rates(name)
+            if name not in self.model.modalities and rates != TowerRates():
+                raise ValueError(f"objective.{name} has no effect: {name} is not among model.modalities")
+            if rates.from_epoch > 0 and self.model.tower(name).source is None:
+                raise ValueError(
+                    f"objective.{name}.from_epoch is above 0 and model.{name}.source is null: a random tower would "
+                    "stay random until then"
+                )
+
+    @classmethod
+    def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
+        """See `RunConfig.narrowed`."""
+        return cls
+
+    @classmethod
+    def defaults(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """See `RunConfig.defaults`: none, since ``init`` begins the same model."""
+        return {}
+
+
 #: The config of each kind of run.
-RUNS: dict[str, type[LabelledConfig]] = {ClassificationConfig.kind: FinetuneConfig}
+RUNS: dict[str, type[LabelledConfig]] = {
+    ClassificationConfig.kind: FinetuneConfig,
+    FusionConfig.kind: FusionRunConfig,
+}
 
 
 def _run_kind(chosen: Mapping[str, Any]) -> type[LabelledConfig]:

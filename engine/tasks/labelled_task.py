@@ -44,7 +44,7 @@ class LabelledTask(ABC, Generic[C, O]):
         """
 
     @abstractmethod
-    def build(self, train: LabelledSet) -> O:
+    def build(self, sets: Sequence[LabelledSet]) -> O:
         """The objective with its initial weights; a run that has a checkpoint takes them from there later.
 
         Raises:

@@ -14,6 +14,7 @@ from models.layers.blocks import Block, JointBlock, StreamNorm, Streams, init_we
 from models.layers.masking import gather_tokens
 from models.layers.patches import patchify_audio, patchify_visual
 from models.layers.position import sincos_2d
+from models.towers.base import Tokens
 
 
 class TowerArchitecture(Protocol):
@@ -198,6 +199,18 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
         return torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
 
+    def sound_tokens(self, fbank: Tensor) -> Tokens:
+        """See `Encoder.sound_tokens`: the stream of the sound alone."""
+        found = self(fbank, joint=False).audio
+        assert found is not None
+        return whole(found, self.config.audio_grid)
+
+    def frame_tokens(self, frames: Tensor) -> Tokens:
+        """See `Encoder.frame_tokens`: the stream of the picture alone."""
+        found = self(None, single_frame(frames), joint=False).visual
+        assert found is not None
+        return whole(found, (1, *self.config.visual_grid))
+
     def depth_of(self, name: str) -> int:
         """See `Encoder.depth_of`."""
         words = name.split(".")
@@ -243,6 +256,11 @@ def first_columns(grid: tuple[int, int], count: int | None, like: Tensor) -> Ten
 def pool(x: Tensor | None) -> Tensor | None:
     """The mean over tokens in float32: (B, L, D) -> (B, D)."""
     return None if x is None else x.float().mean(dim=1)
+
+
+def whole(x: Tensor, grid: tuple[int, ...]) -> Tokens:
+    """(B, L, D) of which nothing is padding, as tokens of a grid."""
+    return Tokens(x, x.new_ones(x.shape[:2]).bool(), grid)
 
 
 def single_frame(frames: Tensor | None) -> Tensor | None:

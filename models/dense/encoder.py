@@ -14,8 +14,9 @@ from models.dense.config import DenseModelConfig
 from models.dense.heads import AudioHead, VisualHead
 from models.dense.similarity import clip_volumes, split_heads
 from models.dense.towers import build_audio_tower, build_visual_tower
-from models.dense.workload import clip_cost, fake_frames, fake_sound
+from models.dense.workload import fake_frames, fake_sound
 from models.encoders import Embeddings, Encoder
+from models.measured import clip_cost
 from models.towers import Sound, Tokens, Tower
 from models.towers.conv import STRIDE
 

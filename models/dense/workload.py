@@ -1,20 +1,15 @@
-"""What a dense encoder costs, counted by passing fake tensors through it: sizes are real, nothing is computed.
+"""What a dense encoder costs: its towers and heads. Towers come from anywhere, so there is no formula for them.
 
-Towers come from anywhere, so there is no formula for them. Counted are the towers and heads; the similarities of pairs
-grow with the batch and are recomputed in the backward pass (`models.dense.similarity`).
+The similarities of pairs grow with the batch and are recomputed in the backward pass (`models.dense.similarity`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.dense.config import DenseModelConfig
+from models.measured import clip_cost
 from models.towers import Sound
 from models.workload import Workload
 
@@ -47,56 +42,3 @@ def fake_sound(config: DenseModelConfig, clips: int, num_samples: int) -> Sound:
 def fake_frames(config: DenseModelConfig, clips: int) -> Tensor:
     """One picture a clip; likewise."""
     return torch.zeros(clips, 1, 3, config.image_size, config.image_size)
-
-
-def clip_cost(module: nn.Module, inputs: Callable[[int], tuple], bf16: bool) -> tuple[int, int]:
-    """FLOPs of a forward pass and bytes that autograd keeps of it, for one clip: what a second one adds to the first.
-
-    Args:
-        module: Is called with the inputs.
-        inputs: Makes those of so many clips.
-        bf16: Whether autocast computes in 16 bits.
-    """
-    one, two = (_counted(module, inputs, clips, bf16) for clips in (1, 2))
-    return two[0] - one[0], two[1] - one[1]
-
-
-def _counted(module: nn.Module, inputs: Callable[[int], tuple], clips: int, bf16: bool) -> tuple[int, int]:
-    counter = FlopCounterMode(display=False)
-    mode = FakeTensorMode()
-    state: dict[str, Tensor] = {
-        name: mode.from_tensor(value.detach().cpu()).requires_grad_(value.requires_grad)
-        for name, value in [*module.named_parameters(), *module.named_buffers()]
-    }
-    with mode:
-        keeper = _Keeper(state)
-        with (
-            counter,
-            torch.autograd.graph.saved_tensors_hooks(keeper.keep, lambda tensor: tensor),
-            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
-        ):
-            functional_call(module, state, inputs(clips))
-    return counter.get_total_flops(), keeper.total
-
-
-class _Keeper:
-    """Adds up the bytes of what autograd keeps, each storage once.
-
-    Args:
-        state: Parameters and buffers, which are not counted.
-    """
-
-    def __init__(self, state: dict[str, Tensor]) -> None:
-        self._own = {value.untyped_storage()._cdata for value in state.values()}
-        self._seen: dict[int, torch.UntypedStorage] = {}
-
-    def keep(self, tensor: Tensor) -> Tensor:
-        """A hook for what is saved."""
-        storage = tensor.untyped_storage()
-        self._seen[storage._cdata] = storage
-        return tensor
-
-    @property
-    def total(self) -> int:
-        """Bytes so far."""
-        return sum(storage.nbytes() for key, storage in self._seen.items() if key not in self._own)

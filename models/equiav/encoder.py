@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.cav_mae.encoder import ModalityEncoder, check_input, first_columns, pool, single_frame
+from models.cav_mae.encoder import ModalityEncoder, check_input, first_columns, pool, single_frame, whole
 from models.encoders import Embeddings, Encoder
 from models.equiav.config import EquiAvModelConfig
 from models.equiav.workload import tower_bytes, tower_flops
 from models.layers.patches import patchify_audio, patchify_visual
+from models.towers.base import Tokens
 
 
 class EquiAvEncoder(Encoder[EquiAvModelConfig]):
@@ -107,6 +108,18 @@ class EquiAvEncoder(Encoder[EquiAvModelConfig]):
         audio, visual = (pool(x) for x in self(fbank, single_frame(frames)))
         present = [x for x in (audio, visual) if x is not None]
         return torch.cat([present[0], present[-1]], dim=1)
+
+    def sound_tokens(self, fbank: Tensor) -> Tokens:
+        """See `Encoder.sound_tokens`."""
+        found, _ = self(fbank, None)
+        assert found is not None
+        return whole(found, self.config.audio_grid)
+
+    def frame_tokens(self, frames: Tensor) -> Tokens:
+        """See `Encoder.frame_tokens`."""
+        _, found = self(None, single_frame(frames))
+        assert found is not None
+        return whole(found, (1, *self.config.visual_grid))
 
     def depth_of(self, name: str) -> int:
         """See `Encoder.depth_of`."""

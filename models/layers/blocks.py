@@ -14,16 +14,18 @@ from torch.utils.checkpoint import checkpoint
 T = TypeVar("T")
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """``softmax(q kᵀ / √d) v`` for each head: three times (B, heads, L, d) -> (B, heads, L, d).
+
+    With a mask, (B, 1, 1, L) bool, only tokens where it is true are attended to; of each clip there must be one.
 
     Fused, except in bfloat16 on a CPU: there the fused kernel's backward pass is slower than in float32, and
     plain products of one sample at a time, whose scores stay in the cache, take less than half its time.
     """
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+    if mask is None and q.device.type == "cpu" and q.dtype == torch.bfloat16:
         samples = zip((q * q.shape[-1] ** -0.5).unbind(), k.unbind(), v.unbind(), strict=True)
         return torch.stack([(q1 @ k1.mT).softmax(dim=-1) @ v1 for q1, k1, v1 in samples])
-    return F.scaled_dot_product_attention(q, k, v)
+    return F.scaled_dot_product_attention(q, k, v, mask)
 
 
 def run_block(block: Callable[[T], T], x: T, recompute: bool) -> T:
@@ -64,9 +66,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        return self.proj(attend(*self._heads(x)).transpose(1, 2).reshape(x.shape))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); a mask as of `attend`."""
+        q, k, v = self._heads(x)
+        return self.proj(attend(q, k, v, mask).transpose(1, 2).reshape(x.shape))
 
     def to_first(self, x: Tensor) -> Tensor:
         """How much each token attends to the first, mean over heads: (B, L, D) -> (B, L) float32."""
@@ -105,9 +108,9 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=eps)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, L, D) -> (B, L, D)."""
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """(B, L, D) -> (B, L, D); a mask as of `attend`."""
+        x = x + self.attn(self.norm1(x), mask)
         return x + self.mlp(self.norm2(x))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from models.encoders import Embeddings, Encoder
@@ -14,6 +15,7 @@ from models.layers.patches import patchify_audio, patchify_film
 from models.layers.position import sincos_2d, sincos_3d
 from models.mavil.config import MavilModelConfig
 from models.mavil.workload import encoder_bytes, fusion_flops, tower_flops
+from models.towers.base import Tokens
 
 
 @dataclass(frozen=True)
@@ -270,6 +272,22 @@ class MavilEncoder(Encoder[MavilModelConfig]):
             return _side_by_side(towers)
         fused = _side_by_side(self.fusion(towers))
         return (fused + _side_by_side(towers)) / 2 if both and pool_separate else fused
+
+    def sound_tokens(self, fbank: Tensor) -> Tokens:
+        """See `Encoder.sound_tokens`: those of the tower."""
+        found = self.towers(fbank, None).audio
+        assert found is not None
+        moments, bins = self.config.audio_cells
+        patches = rearrange(found[:, 1:], "b (t f) d -> b (f t) d", t=moments)
+        return Tokens(patches, patches.new_ones(patches.shape[:2]).bool(), (bins, moments), found[:, 0])
+
+    def frame_tokens(self, frames: Tensor) -> Tokens:
+        """See `Encoder.frame_tokens`: those of the tower."""
+        found = self.towers(None, frames).visual
+        assert found is not None
+        patches = found[:, 1:]
+        grid = self.config.visual_cells
+        return Tokens(patches, patches.new_ones(patches.shape[:2]).bool(), tuple(grid), found[:, 0])
 
     def depth_of(self, name: str) -> int:
         """See `Encoder.depth_of`."""

@@ -6,7 +6,9 @@ Whatever is built on towers (dense similarities, pooling, fusion) sees `Tokens` 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Generic, TypeVar
 
 import torch
@@ -74,6 +76,19 @@ class Sound:
         return cls(waveform, num_samples, fbank, frames.clamp(1, config.target_length))
 
 
+@dataclass(frozen=True)
+class Words:
+    """The texts of a batch, as a tower's own tokenizer cuts them.
+
+    Attributes:
+        ids: (B, L) int64 places in its vocabulary.
+        mask: (B, L) bool, true for pieces of the text, false for padding. The first of each row is true.
+    """
+
+    ids: Tensor
+    mask: Tensor
+
+
 class Tower(nn.Module, ABC, Generic[Input]):
     """Turns inputs into tokens.
 
@@ -87,13 +102,48 @@ class Tower(nn.Module, ABC, Generic[Input]):
     def forward(self, inputs: Input) -> Tokens:
         """The tokens of a batch."""
 
+    def keep(self, folder: Path) -> None:
+        """Writes into a folder that is there what, with the weights, makes the tower again without its source.
+
+        Nothing for a tower that its config alone describes.
+        """
+
 
 class AudioTower(Tower[Sound]):
-    """A tower for sound. Its tokens cover the padded clip evenly: token t of T begins at t / T of it."""
+    """A tower for sound. Its tokens cover the padded clip evenly: token t of T begins at t / T of it.
+
+    Attributes:
+        sample_rate: Hz of the waveforms that it hears; None where it hears spectrograms.
+    """
+
+    sample_rate: int | None = None
 
 
 class VisualTower(Tower[Tensor]):
-    """A tower for pictures: takes (B, N, 3, H, W) float32, normalised by ImageNet's mean and deviation."""
+    """A tower for pictures: takes (B, N, 3, H, W) float32, normalised by ImageNet's mean and deviation.
+
+    Attributes:
+        num_frames: N that it takes; None for any.
+    """
+
+    num_frames: int | None = None
+
+    def check_size(self, side: int) -> None:
+        """Raises ``ValueError``, naming the setting, if pictures of ``side`` pixels are not for it."""
+
+
+class TextTower(Tower[Words]):
+    """A tower for text, with a tokenizer of its own.
+
+    Attributes:
+        max_length: Pieces of a text that it takes; what is longer is cut.
+    """
+
+    max_length: int
+
+    @abstractmethod
+    def tokenize(self, texts: Sequence[str | None]) -> Words:
+        """The texts in pieces, on the CPU; of a text that is None or empty nothing but what marks its beginning."""
 
 
 def first(counts: Tensor, length: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,21 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from atomic import write_atomically
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD
 from models.towers.base import AudioTower, Sound, Tokens, VisualTower, first
 
+_PREPROCESSOR = "preprocessor_config.json"
 SOUND = ("hubert", "wav2vec2")
 PICTURE = ("dinov2",)
+_EAGER = ("timesformer",)  # which transformers has no fused attention for
 _DEEPEST, _SPARE_VALUES = 256, 1 << 24
+#: Values of a model whose weights are in a checkpoint, not in its folder.
+_MOST_VALUES = 1 << 32
 _OFF = {
-    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
-    **dict.fromkeys(("layerdrop", "mask_time_prob", "mask_feature_prob", "final_dropout"), 0.0),
-    **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate"), 0.0),
-}
+    "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop", "mask_time_prob",
+    "mask_feature_prob", "final_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate",
+}  # fmt: skip
 
 
 def read_settings(path: Path) -> dict[str, Any]:
@@ -47,12 +51,16 @@ def read_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[str, Any]]:
+def open_folder(
+    folder: Path, kinds: tuple[str, ...], *, weights: bool = True, **options: Any
+) -> tuple[nn.Module, dict[str, Any]]:
     """The model in a folder, and the settings of its preprocessor.
 
     Args:
         folder: What transformers' ``save_pretrained`` wrote.
         kinds: The ``model_type`` wanted.
+        weights: Whether its weights are read; without them they are drawn, to be replaced.
+        options: For the model's class, such as ``add_pooling_layer``.
 
     Raises:
         ValueError: transformers is missing, the folder holds another model or none, or not all of its weights.
@@ -69,9 +77,13 @@ def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[s
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    for name in _OFF.keys() & settings.keys():
-        setattr(config, name, _OFF[name])
-    _check_size(folder, config)
+    for name in _OFF & settings.keys():
+        # Some are checked for their type.
+        setattr(config, name, 0 if isinstance(getattr(config, name, None), int) else 0.0)
+    _check_size(folder, config, weights)
+    options["attn_implementation"] = "eager" if kind in _EAGER else "sdpa"
+    if not weights:
+        return AutoModel.from_config(config, **options), read_settings(folder / _PREPROCESSOR)
     try:
         model, loading = AutoModel.from_pretrained(
             folder,
@@ -79,20 +91,57 @@ def open_folder(folder: Path, kinds: tuple[str, ...]) -> tuple[nn.Module, dict[s
             local_files_only=True,
             weights_only=True,
             output_loading_info=True,
-            attn_implementation="sdpa",
+            **options,
         )
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{folder} holds no weights that can be read: {error}") from None
     if loading["missing_keys"]:
         raise ValueError(f"{folder} lacks weights of the model, such as {sorted(loading['missing_keys'])[0]}")
-    return model, read_settings(folder / "preprocessor_config.json")
+    return model, read_settings(folder / _PREPROCESSOR)
 
 
-def _check_size(folder: Path, config: Any) -> None:
+def keep_folder(folder: Path, model: nn.Module, settings: Mapping[str, Any]) -> None:
+    """Writes what `open_folder` needs without weights."""
+    config: Any = model.config
+    config.save_pretrained(folder)
+    write_atomically(folder / _PREPROCESSOR, json.dumps(settings, indent=1) + "\n")
+
+
+class ImageNetTo(nn.Module):
+    """Pictures normalised by ImageNet's mean and deviation -> by others.
+
+    Args:
+        mean: The others' mean of the channels, of 0 … 1.
+        std: Their deviation.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        wanted, spread, ours, own_spread = (
+            torch.tensor(tuple(values))[:, None, None] for values in (mean, std, IMAGENET_MEAN, IMAGENET_STD)
+        )
+        self.register_buffer("scale", own_spread / spread, persistent=False)
+        self.register_buffer("shift", (ours - wanted) / spread, persistent=False)
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> ImageNetTo:
+        """That of a ``preprocessor_config.json``."""
+        return cls(settings.get("image_mean", IMAGENET_MEAN), settings.get("image_std", IMAGENET_STD))
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """(..., 3, H, W) -> the same."""
+        return pictures * self.scale + self.shift
+
+
+def _check_size(folder: Path, config: Any, weights: bool) -> None:
     """Raises a ``ValueError`` where a folder describes a model far larger than its weights, before that is built."""
     from transformers import AutoModel
 
     held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    held = held if weights else _MOST_VALUES
     for name, value in config.to_dict().items():
         sizes = value if isinstance(value, list | tuple) else [value]
         largest = _DEEPEST if "layers" in name else max(held, _SPARE_VALUES)
@@ -119,7 +168,7 @@ class WaveTower(AudioTower):
 
     def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.settings = model, dict(settings)
         config: Any = model.config
         self.width = config.hidden_size
         self.normalize = settings.get("do_normalize", True)
@@ -131,9 +180,13 @@ class WaveTower(AudioTower):
             self.least = (self.least - 1) * stride + kernel
 
     @classmethod
-    def open(cls, folder: Path) -> WaveTower:
+    def open(cls, folder: Path, *, weights: bool = True) -> WaveTower:
         """The tower in a folder; see `open_folder`."""
-        return cls(*open_folder(folder, SOUND))
+        return cls(*open_folder(folder, SOUND, weights=weights))
+
+    def keep(self, folder: Path) -> None:
+        """See `Tower.keep`."""
+        keep_folder(folder, self.model, self.settings)
 
     def forward(self, inputs: Sound) -> Tokens:
         """Tokens of the grid (T,). A clip too short for one token gives one, of the clip and zeros behind it."""
@@ -204,31 +257,26 @@ class PictureTower(VisualTower):
         settings: Its ``preprocessor_config.json``.
     """
 
-    scale: Tensor
-    shift: Tensor
-
     def __init__(self, model: nn.Module, settings: Mapping[str, Any]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.settings = model, dict(settings)
         config: Any = model.config
         self.width, self.patch_size = config.hidden_size, config.patch_size
-        mean, std = (
-            torch.tensor(settings.get(f"image_{name}", default))[:, None, None]
-            for name, default in (("mean", IMAGENET_MEAN), ("std", IMAGENET_STD))
-        )
-        ours, spread = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
-        self.register_buffer("scale", spread / std, persistent=False)
-        self.register_buffer("shift", (ours - mean) / std, persistent=False)
+        self.normalize = ImageNetTo.of(settings)
         if (mask_token := getattr(model.embeddings, "mask_token", None)) is not None:
             mask_token.requires_grad_(False)  # of its pretraining; nothing is masked here
 
     @classmethod
-    def open(cls, folder: Path) -> PictureTower:
+    def open(cls, folder: Path, *, weights: bool = True) -> PictureTower:
         """The tower in a folder; see `open_folder`."""
-        return cls(*open_folder(folder, PICTURE))
+        return cls(*open_folder(folder, PICTURE, weights=weights))
+
+    def keep(self, folder: Path) -> None:
+        """See `Tower.keep`."""
+        keep_folder(folder, self.model, self.settings)
 
     def check_size(self, side: int) -> None:
-        """Raises ``ValueError`` if pictures of ``side`` pixels can't be cut in the backbone's patches."""
+        """See `VisualTower.check_size`: they must be cut in the backbone's patches."""
         if side % self.patch_size:
             raise ValueError(
                 f"pictures with a side of {side} pixels can't be cut in the backbone's patches of {self.patch_size}: "
@@ -240,7 +288,7 @@ class PictureTower(VisualTower):
         frames, height, width = inputs.shape[1], *inputs.shape[3:]
         self.check_size(height)
         self.check_size(width)
-        pictures = rearrange(inputs * self.scale + self.shift, "b n c h w -> (b n) c h w")
+        pictures = rearrange(self.normalize(inputs), "b n c h w -> (b n) c h w")
         found = self.model(pictures).last_hidden_state
         values = rearrange(found[:, 1:], "(b n) l d -> b (n l) d", n=frames)
         cls = rearrange(found[:, 0], "(b n) d -> b n d", n=frames).mean(1)
