@@ -81,12 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
             notes.append(sentence)
         notes += [f"{run.name}: {sentence}" for run in runs for sentence in run.missing]
         found = tables(runs, nearest, options.cards)
+        if options.page is not None:  # before what may be cut short by `| head`
+            write_page(options.page, runs, found, notes)
         with quiet_end():
             for note in notes:
                 print(f"note: {note}")
             show(found)
             if options.page is not None:
-                write_page(options.page, runs, found, notes)
                 print(f"\nwrote {options.page} ({options.page.stat().st_size / 1e6:.1f} MB)")
     except (ValueError, OSError) as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")

@@ -71,7 +71,8 @@ def _task(run: RunFolder) -> str:
     if not run.config:
         return "unknown"
     program = "pretraining" if run.pretrains else "fine-tuning"
-    return f"{program} by {run.value('objective.kind', 'unknown')}"
+    kind = run.value("objective.kind")  # which earlier configs of fine-tuning did not say
+    return f"{program} by {kind}" if kind else program
 
 
 def _overview(runs: Sequence[RunFolder], nearest: Sequence[Nearest | None]) -> Table:

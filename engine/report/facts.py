@@ -58,7 +58,8 @@ def what(run: RunFolder) -> str:
     parameters = run.attempt("parameters")
     size = f", {parameters / 1e6:,.1f} million parameters" if isinstance(parameters, int) else ""
     start = run.value("init") or "random weights"
-    task = f"{program}, {run.value('objective.kind', 'unknown')}{modalities}, of {run.value('model.name')}"
+    kind = run.value("objective.kind", "")
+    task = f"{program} of {run.value('model.name')}: {kind}{modalities}"
     return f"{task}{size}; starts from {start}; seed {run.value('seed')}"
 
 
@@ -90,10 +91,11 @@ def describe_set(path: str) -> str:
         return f"{path}: not readable here ({error})"
     labels = f", {len(index.labels)} classes" if index.labels else ""
     hours = f", {index.duration_seconds / 3600:,.1f} h" if index.duration_seconds else ""
+    more = "s" * (len(index.shards) != 1)
     rejects = "; rejects not known" if index.rejects is None else f"; {index.rejects}"
     if index.rejects is not None and not index.rejects.total:
         rejects = "; none rejected"
-    return f"{path}: {index.samples:,} clips in {len(index.shards)} shards{hours}{labels}{rejects}"
+    return f"{path}: {index.samples:,} clips in {len(index.shards)} shard{more}{hours}{labels}{rejects}"
 
 
 def cost(run: RunFolder) -> str:

@@ -87,7 +87,7 @@ class Chromium:
         self.call("Page.navigate", url=page.as_uri())
         self.wait("document.documentElement?.dataset.ready !== undefined")
 
-    def wait(self, condition: str, seconds: float = 30) -> None:
+    def wait(self, condition: str, seconds: float = 60) -> None:
         """Waits until JavaScript says true."""
         deadline = time.monotonic() + seconds
         while not self.run(condition):

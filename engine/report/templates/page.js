@@ -51,13 +51,17 @@ function traces(chart, axis, weight) {
   return found;
 }
 
-function shapes(chart, axis) {
-  const marks = chart.marks || [], colours = theme();
-  return marks.map((mark) => ({
-    type: "line", xref: "x", yref: "paper", x0: mark.x[axis], x1: mark.x[axis], y0: 0, y1: 1, layer: "below",
-    line: { width: 1, dash: "dot", color: mark.text === "skipped" ? colours.warn : colours.soft },
-    label: marks.length > 8 ? undefined : { text: mark.text, textposition: "start", textangle: -90, yanchor: "bottom", font: { size: 10, color: mark.text === "skipped" ? colours.warn : colours.soft } },
+function marked(chart, axis, log) {
+  // Vertical lines, and what they mean while there is room for it. On a logarithmic axis text stands at the logarithm.
+  const marks = (chart.marks || []).filter((mark) => !log || mark.x[axis] > 0), colours = theme();
+  const colour = (mark) => (mark.text === "skipped" ? colours.warn : colours.soft);
+  const shapes = marks.map((mark) => ({
+    type: "line", xref: "x", yref: "paper", x0: mark.x[axis], x1: mark.x[axis], y0: 0, y1: 1, layer: "below", line: { width: 1, dash: "dot", color: colour(mark) },
   }));
+  const annotations = (marks.length > 8 ? [] : marks).map((mark) => ({
+    text: mark.text, x: log ? Math.log10(mark.x[axis]) : mark.x[axis], xref: "x", y: 1, yref: "paper", xanchor: "right", yanchor: "top", textangle: -90, showarrow: false, font: { size: 10, color: colour(mark) },
+  }));
+  return { shapes, annotations };
 }
 
 function layout(extra) {
@@ -94,7 +98,7 @@ function figureOf(chart, number) {
   const y = { type: logs[number] ? "log" : "linear", exponentformat: "power" };
   if (chart.percent && !logs[number]) y.tickformat = ",.3~%";
   return [traces(chart, axis, weight), layout({
-    shapes: shapes(chart, axis), showlegend: chart.series.length > 1, yaxis: y,
+    ...marked(chart, axis, form && form.logx.checked), showlegend: chart.series.length > 1 || chart.series[0].colour !== undefined, yaxis: y,
     xaxis: { title: { text: titles[axis], font: { size: 11, color: colours.soft }, standoff: 6 }, type: form && form.logx.checked ? "log" : "linear" },
   })];
 }
