@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from datasets.batch import TooManyFailuresError
 from datasets.loading.workers import STOP_WORD, LoaderStalledError
 from datasets.shards.tar import ShardError
 from engine.config import RunConfig, parse_config
-from engine.parallel.world import World, distributed
+from engine.parallel.world import World, check_slurm_tasks, distributed
 from engine.settings import given_settings
 from engine.signals import STOP
 from engine.training.checkpoint import CheckpointError
@@ -74,28 +74,6 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
         _note_failure(folder, error)
         raise
     return 0 if finished else EXIT_RERUN
-
-
-def check_slurm_tasks(environment: Mapping[str, str], program: str) -> None:
-    """Refuses to be one of several tasks of srun that know nothing of each other.
-
-    Args:
-        environment: This process's variables.
-        program: The program's name.
-
-    Raises:
-        ValueError: SLURM started several tasks, and torch's variables are not set: each would be a world of one.
-    """
-    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
-    if "RANK" in environment or "SLURM_PROCID" not in environment or not tasks.isdigit() or int(tasks) == 1:
-        return
-    raise ValueError(
-        f"SLURM runs {tasks} tasks here, but RANK and WORLD_SIZE are not set: each task would train alone, all in one "
-        f"folder. Submit with `python -m launch.submit --config LAUNCH.yaml -- {program} ...`, or start one task a "
-        f"node with `srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=PROCESSES "
-        f"--rdzv_backend=c10d --rdzv_endpoint=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1):29500 "
-        f"{program} ...`; one process alone is `srun -n 1 python {program} ...`"
-    )
 
 
 def _parse(name: str, config_kind: type[T]) -> tuple[T, str]:

@@ -28,7 +28,7 @@ from atomic import check_writable, write_atomically
 from datasets.batch import Clip, Ticket, collate
 from datasets.decode import SAMPLE_RATE, DecodeError, decode_frame
 from engine.embed.embedder import EarsightEmbedder
-from engine.embed.sources import MediaFiles
+from engine.inference.sources import ReadSettings, open_source
 from home_paths import command_line
 from models import PretrainedEncoders, load_pretrained
 from terminal import show_control_characters
@@ -59,9 +59,9 @@ class Question:
 
 def read_clips(encoders: PretrainedEncoders, folder: Path, count: int) -> list[Clip]:
     """At most ``count`` videos, evenly spaced over the folder; those that can't be read are left out."""
-    files = MediaFiles(folder, EarsightEmbedder(encoders), only="video")
-    count = min(count, len(files))
-    items = (files[Ticket(i * len(files) // count, 0)] for i in range(count))
+    source = open_source(str(folder), EarsightEmbedder(encoders).needs, ReadSettings(only="video"))
+    count = min(count, source.count)
+    items = (source.clips[Ticket(i * source.count // count, 0)] for i in range(count))
     return [item for item in items if isinstance(item, Clip)]
 
 

@@ -7,6 +7,8 @@ where it gives none, or nothing comes from there on, from the beginning. No pack
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import av
 from av import error as av_error
@@ -18,18 +20,23 @@ from datasets.media.reading import REREAD_BYTES
 from datasets.media.streams import choose_track
 from datasets.media.timeline import RESTARTING_FORMATS, Timeline
 
+Kind = Literal["video", "audio"]
 _BEFORE_END = 10.0  # seconds
 # Looking for the streams' properties FFmpeg would decode some pictures, which a length has no need of.
 _UNDECODED = {"skip_frame": "all"}
 
 
-def media_length(source: Source) -> float | None:
+def media_length(source: Source, kinds: Sequence[Kind] = ("video", "audio")) -> float | None:
     """When the sound or the picture of a file ends, whichever is later, in seconds after its beginning.
 
     Of streams that are not read (subtitles, second sounds, covers) the length has no part.
 
+    Args:
+        source: The file.
+        kinds: Which streams count; all of them must be there.
+
     Returns:
-        Seconds; None where the file lacks one of the two or can't be read.
+        Seconds; None where the file lacks one of them or can't be read.
     """
     try:
         with opened(source, _UNDECODED) as container:
@@ -43,18 +50,18 @@ def media_length(source: Source) -> float | None:
                 and not restarts
                 and not seeks_by_guess(source)
             ):
-                end = _end_after(container, duration - _BEFORE_END)
+                end = _end_after(container, kinds, duration - _BEFORE_END)
                 if end is not None:
                     return end
         with opened(source, _UNDECODED) as container:
-            return _end_after(container, None)
+            return _end_after(container, kinds, None)
     except MediaError:
         return None
 
 
-def _end_after(container: InputContainer, place: float | None) -> float | None:
+def _end_after(container: InputContainer, kinds: Sequence[Kind], place: float | None) -> float | None:
     """The end of the chosen streams, from packets at ``place`` seconds on; None where there are none."""
-    chosen = [choose_track(container, kind)[0] for kind in ("video", "audio")]
+    chosen = [choose_track(container, kind)[0] for kind in kinds]
     origin = (container.start_time or 0) / av.time_base
     if place is not None:
         try:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datasets.batch import AVBatch
 from datasets.decode import SAMPLE_RATE
+from datasets.loading.config import ClipNeeds
 from datasets.loading.frames import EvenFrames
 from datasets.loading.loader import NUM_SAMPLES
 from datasets.loading.reader import FrameChoice, middle_frame
@@ -34,6 +35,16 @@ class Embedder(nn.Module, ABC):
     choose_frames: FrameChoice | None
     image_size: int = 224
     num_samples: int = NUM_SAMPLES
+
+    @property
+    def needs(self) -> ClipNeeds:
+        """What is read of a clip for it."""
+        return ClipNeeds(
+            audio=self.audio,
+            held_out_frames=self.choose_frames,
+            image_size=self.image_size,
+            num_samples=self.num_samples,
+        )
 
     @abstractmethod
     def forward(self, batch: AVBatch) -> Vectors:

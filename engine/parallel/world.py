@@ -10,7 +10,7 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -79,6 +79,28 @@ class World:
         return tensor
 
 
+def check_slurm_tasks(environment: Mapping[str, str], program: str) -> None:
+    """Refuses to be one of several tasks of srun that know nothing of each other.
+
+    Args:
+        environment: This process's variables.
+        program: The program's name.
+
+    Raises:
+        ValueError: SLURM started several tasks, and torch's variables are not set: each would be a world of one.
+    """
+    tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
+    if "RANK" in environment or "SLURM_PROCID" not in environment or not tasks.isdigit() or int(tasks) == 1:
+        return
+    raise ValueError(
+        f"SLURM runs {tasks} tasks here, but RANK and WORLD_SIZE are not set: each task would train alone, all in one "
+        f"folder. Submit with `python -m launch.submit --config LAUNCH.yaml -- {program} ...`, or start one task a "
+        f"node with `srun --ntasks-per-node=1 torchrun --nnodes=$SLURM_NNODES --nproc_per_node=PROCESSES "
+        f"--rdzv_backend=c10d --rdzv_endpoint=$(scontrol show hostnames $SLURM_JOB_NODELIST | head -n1):29500 "
+        f"{program} ...`; one process alone is `srun -n 1 python {program} ...`"
+    )
+
+
 @contextmanager
 def distributed(timeout_minutes: float = 30.0) -> Iterator[World]:
     """Joins the process group for the time of the ``with`` block.
@@ -92,6 +114,24 @@ def distributed(timeout_minutes: float = 30.0) -> Iterator[World]:
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()
+
+
+@contextmanager
+def distributed_if_launched() -> Iterator[World]:
+    """The processes that torchrun started, for work that each does apart from the others; one alone joins nothing.
+
+    They wait for the last of them for as long as a week.
+    """
+    cuda = torch.cuda.is_available()
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield World(0, 1, device)
+        return
+    with _waiting_is_said():
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+    yield World(dist.get_rank(), dist.get_world_size(), device)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def _join(timeout: timedelta) -> World:

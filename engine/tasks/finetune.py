@@ -21,6 +21,7 @@ from engine.tasks.fusion_task import FusionTask
 from engine.tasks.labelled_sets import LabelledSet, check_held_out, open_training_sets
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
+from engine.tasks.preparation import keep_preparation
 from engine.training.best_weights import BestWeights, best_file
 from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
 from engine.training.hooks import Hook
@@ -76,6 +77,7 @@ def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
     # Not before the run is known to be this one's: another's files stay as they are.
     if world.is_main:
         keep_classes(run, train)
+        keep_preparation(run, train.index)
         task.keep(objective)
         save_config(run, config_yaml)
         log_plan(task, world, objective, trainer)
@@ -241,16 +243,29 @@ def open_predictor(source: Path) -> Predictor:
     Raises:
         ValueError: There are no weights, or the run was not trained on labels.
     """
-    run = next((path for path in (source, *source.parents) if kept_classes(path) is not None), None)
-    classes = None if run is None else kept_classes(run)
-    if run is None or classes is None:
-        raise ValueError(
-            f"{source} is no run of main_finetune.py and in none: it has no {CLASSES}. Only what was trained on labels "
-            "can predict them"
-        )
+    run = run_folder(source)
+    classes = kept_classes(run)
+    assert classes is not None
     words = ["--config", str(run / "config.yaml"), f"--output_dir={run}", "--eval_only=false"]
     config, _ = parse_config(LabelledConfig, str(run), [*words, "--allow_commands_in_files"])
-    return labelled_task(config).predictor(source, classes).eval()
+    predictor = labelled_task(config).predictor(source, classes).eval()
+    predictor.batch_size, predictor.parallel = config.evaluation.batch_size, config.train.parallel
+    return predictor
+
+
+def run_folder(source: Path) -> Path:
+    """The folder of the run on labelled clips that something is or lies in.
+
+    Raises:
+        ValueError: It is in none.
+    """
+    for path in (source, *source.parents):
+        if kept_classes(path) is not None:
+            return path
+    raise ValueError(
+        f"{source} is no run of main_finetune.py and in none: it has no {CLASSES}. Only what was trained on labels "
+        "can predict them"
+    )
 
 
 def keep_classes(run: Path, train: LabelledSet) -> None:

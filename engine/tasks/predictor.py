@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
+from engine.parallel.deepspeed_engine import ParallelConfig
 
 
 class Predictor(nn.Module, ABC):
@@ -17,10 +18,14 @@ class Predictor(nn.Module, ABC):
         heads: The classes of each head, in the order of its probabilities.
         needs: What it wants of a clip, with ``held_out_frames``. A batch of clips read so is what it takes, and what
             it says of them is what the evaluation of the run says.
+        batch_size: Clips to a batch in the evaluation. Other sizes may change the last bits.
+        parallel: The run's precision, which ``predict`` leaves to who calls it.
     """
 
     heads: dict[str, list[str]]
     needs: ClipNeeds
+    batch_size: int = 32
+    parallel: ParallelConfig = ParallelConfig()
 
     @abstractmethod
     def predict(self, batch: AVBatch) -> dict[str, Tensor]:

@@ -9,8 +9,9 @@ from support.shards import make_shards
 from datasets.batch import AVBatch
 from engine.embed.backbones import PictureBackbone, SoundBackbone, VideoBackbone, is_backbone, load_backbone
 from engine.embed.run import embed, load_embedder
-from engine.embed.sources import open_source
 from engine.embeddings import read_embeddings
+from engine.inference.parts import Work
+from engine.inference.sources import open_source
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 # transformers warns of what it does itself when it builds these models.
@@ -121,7 +122,7 @@ def test_the_same_command_embeds_with_them(tmp_path, kind, settings, stream):
     assert is_backbone(folder)
     embedder = load_embedder(str(folder))
     shards = make_shards(tmp_path / "shards", 5, 5)
-    embed(embedder, open_source(str(shards), embedder), tmp_path / "out.npz", batch_size=2)
+    embed(embedder, open_source(str(shards), embedder.needs), tmp_path / "out.npz", work=Work(2))
     found = read_embeddings(tmp_path / "out.npz")
     assert {name: value.shape for name, value in found.streams.items()} == {stream: (5, 24)}
     assert found.labels is not None

@@ -14,6 +14,7 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from support.processes import run_ranks
 from support.shards import make_picture, make_shards, make_waveform
 from support.small_models import small_model
 from support.sources import randomize
@@ -26,10 +27,12 @@ from datasets.loading.reader import all_frames
 from datasets.loading.workers import LoaderStalledError
 from datasets.media.suffixes import describe_others
 from engine.embed.embedder import EarsightEmbedder, Vectors
-from engine.embed.run import EmbedJob, embed, load_embedder, main
-from engine.embed.sources import open_source
+from engine.embed.run import embed, load_embedder, main
 from engine.embeddings import main as measure_main
 from engine.embeddings import read_embeddings
+from engine.inference.parts import PartStore, Work
+from engine.inference.sources import ReadSettings, open_source
+from engine.parallel.world import World
 from models import FbankConfig, PretrainedEncoders
 from models.weights.description import Description, save_described
 
@@ -67,7 +70,7 @@ def test_shards_with_labels(tmp_path, embedder, shards, suffix):
     if suffix == ".parquet" and not HAS_PYARROW:
         pytest.skip("pyarrow is not installed")
     target = tmp_path / f"out{suffix}"
-    counts = embed(embedder, open_source(str(shards), embedder), target, batch_size=4, part_size=6)
+    counts = embed(embedder, open_source(str(shards), embedder.needs), target, work=Work(4, 6))
     assert counts == (10, 0)
     found = read_embeddings(target)
     assert found.ids == [f"clip-{i:05d}" for i in range(10)]
@@ -88,9 +91,7 @@ def test_vectors_do_not_depend_on_batches_and_parts(tmp_path, embedder, shards):
     found = []
     for number, (batch_size, part_size) in enumerate([(1, 3), (10, 10)]):
         target = tmp_path / f"{number}.npz"
-        embed(
-            embedder, open_source(str(shards), embedder), target, batch_size=batch_size, part_size=part_size
-        )
+        embed(embedder, open_source(str(shards), embedder.needs), target, work=Work(batch_size, part_size))
         found.append(read_embeddings(target).streams)
     for name, value in found[0].items():
         torch.testing.assert_close(value, found[1][name], rtol=0, atol=2e-6)
@@ -111,16 +112,16 @@ class Interrupted(EarsightEmbedder):
 
 
 def test_an_interrupted_job_goes_on_where_it_was(tmp_path, embedder, shards):
-    source = open_source(str(shards), embedder)
-    embed(embedder, source, tmp_path / "whole.npz", batch_size=2, part_size=4)
+    source = open_source(str(shards), embedder.needs)
+    embed(embedder, source, tmp_path / "whole.npz", work=Work(2, 4))
     first = Interrupted(encoders_of(embedder), stop_after=3)
     with pytest.raises(KeyboardInterrupt):
-        embed(first, source, tmp_path / "out.npz", batch_size=2, part_size=4)
+        embed(first, source, tmp_path / "out.npz", work=Work(2, 4))
     assert not (tmp_path / "out.npz").exists()
     second = Interrupted(encoders_of(embedder), stop_after=99)
     with pytest.raises(ValueError, match="another model, source or settings"):
-        embed(second, source, tmp_path / "out.npz", batch_size=2, part_size=5)
-    embed(second, source, tmp_path / "out.npz", batch_size=2, part_size=4)
+        embed(second, source, tmp_path / "out.npz", work=Work(2, 5))
+    embed(second, source, tmp_path / "out.npz", work=Work(2, 4))
     assert second.batches == 3  # clips 4 … 9: the first part was kept
     whole, resumed = (read_embeddings(tmp_path / name) for name in ("whole.npz", "out.npz"))
     assert whole.ids == resumed.ids
@@ -135,8 +136,8 @@ def test_videos_and_the_list_of_rejects(tmp_path, embedder):
         write_video(videos / "b" / f"{number}.mp4", seconds=1.0 + number / 2, tone=300 + 100 * number)
     write_video(videos / "a" / "silent.mp4", sound_seconds=0)
     (videos / "broken.mp4").write_bytes(b"no video")
-    source = open_source(str(videos), embedder)
-    assert embed(embedder, source, tmp_path / "out.npz", batch_size=2) == (3, 2)
+    source = open_source(str(videos), embedder.needs)
+    assert embed(embedder, source, tmp_path / "out.npz", work=Work(2)) == (3, 2)
     assert read_embeddings(tmp_path / "out.npz").ids == ["b/0.mp4", "b/1.mp4", "b/2.mp4"]
     with (tmp_path / "out.npz.rejects.csv").open() as file:
         rejects = {row["id"]: row["reason"] for row in csv.DictReader(file)}
@@ -150,14 +151,14 @@ def test_sounds_alone_and_pictures_alone(tmp_path, embedder):
         Image.fromarray(make_picture(number, 0, (48, 40))).save(tmp_path / f"{number}.png")
     (tmp_path / "broken.wav").write_bytes(b"no sound")
     with pytest.raises(ValueError, match="4 sound, 3 picture"):
-        open_source(str(tmp_path), embedder)
-    embed(embedder, open_source(str(tmp_path), embedder, "sound"), tmp_path / "s.npz")
+        open_source(str(tmp_path), embedder.needs)
+    embed(embedder, open_source(str(tmp_path), embedder.needs, ReadSettings("sound")), tmp_path / "s.npz")
     sounds = read_embeddings(tmp_path / "s.npz")
     assert sounds.ids == ["0.wav", "1.wav", "2.wav"]
     assert "can't be decoded: not a media file" in (tmp_path / "s.npz.rejects.csv").read_text()
     assert list(sounds.streams) == ["audio"]
     wave = torch.from_numpy(make_waveform(0, 0.3))[None]
-    embed(embedder, open_source(str(tmp_path), embedder, "picture"), tmp_path / "p.npz")
+    embed(embedder, open_source(str(tmp_path), embedder.needs, ReadSettings("picture")), tmp_path / "p.npz")
     pictures = read_embeddings(tmp_path / "p.npz")
     assert list(pictures.streams) == ["visual"]
     frame = decode_frame(bytearray((tmp_path / "1.png").read_bytes()), 32)
@@ -171,11 +172,11 @@ def test_sounds_alone_and_pictures_alone(tmp_path, embedder):
 
 def test_all_frames_are_averaged(tmp_path, embedder, shards):
     every = EarsightEmbedder(encoders_of(embedder), all_frames)
-    embed(every, open_source(str(shards), every), tmp_path / "all.npz")
+    embed(every, open_source(str(shards), every.needs), tmp_path / "all.npz")
     singles = []
     for number in range(2):
         one = EarsightEmbedder(encoders_of(embedder), [_first, _second][number])
-        embed(one, open_source(str(shards), one), tmp_path / f"{number}.npz")
+        embed(one, open_source(str(shards), one.needs), tmp_path / f"{number}.npz")
         singles.append(read_embeddings(tmp_path / f"{number}.npz").streams["visual"])
     found = read_embeddings(tmp_path / "all.npz").streams["visual"]
     torch.testing.assert_close(found, torch.stack(singles).mean(dim=0), atol=1e-5, rtol=0)
@@ -236,7 +237,7 @@ def test_settings_that_can_t_be_meant(tmp_path, model, shards, capsys, option, v
 def test_nothing_but_rejects_is_an_error(tmp_path, embedder):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"none of the 1 clips could be read.*broken\.mp4"):
-        embed(embedder, open_source(str(tmp_path), embedder), tmp_path / "out.npz")
+        embed(embedder, open_source(str(tmp_path), embedder.needs), tmp_path / "out.npz")
 
 
 def test_the_example_s_page(tmp_path, model):
@@ -269,7 +270,7 @@ def test_other_files_are_counted_and_all_known_endings_taken(tmp_path, embedder)
         (tmp_path / name).write_bytes((tmp_path / "sound.wav").read_bytes())
     for name in ("e.m4a", "f.opus", "g.aiff"):
         (tmp_path / name).write_bytes((tmp_path / "sound.wav").read_bytes())
-    source = open_source(str(tmp_path), embedder)
+    source = open_source(str(tmp_path), embedder.needs)
     assert source.count == 5
     assert source.others == {".txt": 2, "": 1}
     assert describe_others(source.others) == "2 .txt, 1 without an ending"
@@ -280,9 +281,9 @@ def test_half_a_sound_is_refused_or_kept(tmp_path, embedder):
         soundfile.write(tmp_path / f"{number}.wav", make_waveform(number, 1.0), 16_000)
     content = (tmp_path / "1.wav").read_bytes()
     (tmp_path / "1.wav").write_bytes(content[: len(content) // 2])
-    assert embed(embedder, open_source(str(tmp_path), embedder), tmp_path / "s.npz") == (1, 1)
+    assert embed(embedder, open_source(str(tmp_path), embedder.needs), tmp_path / "s.npz") == (1, 1)
     assert "truncated" in (tmp_path / "s.npz.rejects.csv").read_text()
-    kept = open_source(str(tmp_path), embedder, "sound", keep_truncated=True)
+    kept = open_source(str(tmp_path), embedder.needs, ReadSettings("sound", keep_truncated=True))
     assert embed(embedder, kept, tmp_path / "k.npz") == (2, 0)
 
 
@@ -297,8 +298,13 @@ def test_a_file_that_kills_its_decoder_costs_one_clip(tmp_path, embedder, monkey
             os.kill(os.getpid(), signal.SIGSEGV)
         return sound
 
-    monkeypatch.setattr("engine.embed.sources.decode_audio", dying)
-    found = embed(embedder, open_source(str(tmp_path), embedder), tmp_path / "s.npz", num_workers=num_workers)
+    monkeypatch.setattr("engine.inference.sources.decode_audio", dying)
+    found = embed(
+        embedder,
+        open_source(str(tmp_path), embedder.needs),
+        tmp_path / "s.npz",
+        work=Work(num_workers=num_workers),
+    )
     assert found == (2, 1)
     assert (
         '1.wav,"the process that decoded it ended with SIGSEGV, twice'
@@ -308,17 +314,18 @@ def test_a_file_that_kills_its_decoder_costs_one_clip(tmp_path, embedder, monkey
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 cut"])
 def test_a_part_that_lost_its_bytes_is_done_again(tmp_path, damage):
-    job = EmbedJob(tmp_path / "vectors.npz", {"model": "m"}, count=5, part_size=2)
+    job = PartStore(tmp_path / "vectors.npz", {"model": "m"}, count=5, part_size=2)
+    alone = World(0, 1, torch.device("cpu"))
     for part in range(3):
         job.keep(part, {"id": np.array([f"clip{row}" for row in job.rows(part)])})
-    assert job.left() == []
+    assert job.left(alone) == []
     job.path(1).write_bytes(damage)
-    assert job.left() == [1]
+    assert job.left(alone) == [1]
 
 
 def test_readers_that_hang_end_the_command(tmp_path, embedder, monkeypatch):
     soundfile.write(tmp_path / "a.wav", make_waveform(0, 0.2), 16_000)
-    source = open_source(str(tmp_path), embedder)
+    source = open_source(str(tmp_path), embedder.needs)
     here = os.getpid()
 
     def hanging(files, tickets):
@@ -326,8 +333,19 @@ def test_readers_that_hang_end_the_command(tmp_path, embedder, monkeypatch):
             time.sleep(60)
         return [files[ticket] for ticket in tickets]
 
-    monkeypatch.setattr("engine.embed.sources.MediaFiles.__getitems__", hanging)
-    monkeypatch.setattr("engine.embed.run.DataConfig", partial(DataConfig, stall_seconds=0.3))
+    monkeypatch.setattr("engine.inference.sources.MediaFiles.__getitems__", hanging)
+    monkeypatch.setattr("engine.inference.parts.DataConfig", partial(DataConfig, stall_seconds=0.3))
     monkeypatch.setattr("datasets.loading.workers._LOOK", 0.1)
     with pytest.raises(LoaderStalledError, match="gave no batch for 0 s"):
-        embed(embedder, source, tmp_path / "s.npz", num_workers=1)
+        embed(embedder, source, tmp_path / "s.npz", work=Work(num_workers=1))
+
+
+def test_two_processes_write_the_same_file(tmp_path, model, shards):
+    options = ["--batch_size", "2", "--part_size", "4", "--num_workers", "0", "--device", "cpu"]
+    targets = [tmp_path / f"{number}.npz" for number in (1, 2)]
+    commands = [[str(model), str(shards), str(target), *options] for target in targets]
+    torch.set_num_threads(1)
+    main(commands[0])
+    run_ranks("engine.embed.run:main", 2, arguments=commands[1])
+    assert targets[0].read_bytes() == targets[1].read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {"1.npz", "2.npz"}

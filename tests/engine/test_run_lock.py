@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from support.processes import environment
 
-from engine.cli import check_slurm_tasks
 from engine.parallel import world as worlds
+from engine.parallel.world import check_slurm_tasks
 from engine.training import run_lock
 from engine.training.run_lock import LOCK_NAME, RunInUseError, RunLock
 
