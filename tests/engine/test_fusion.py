@@ -84,18 +84,18 @@ def test_modality_dropout_is_a_function_of_the_seed_and_leaves_one():
     many = replace(batch, seeds=torch.arange(ROWS))
     inputs = objective.inputs(many)
     counts = []
-    for start in range(0, 400, ROWS):
+    for start in range(0, 160, ROWS):
         seeds = torch.arange(start, start + ROWS)
         found = objective._dropped(inputs, seeds).present
         there, kept = (torch.stack([x[m] for m in objective.modalities], 1) for x in (inputs.present, found))
         assert not (kept & ~there).any()
         assert kept.any(1).all()
-        counts.append(kept[0].float())
+        counts.append(kept[[0, 3]].float())
         again = objective._dropped(inputs, seeds).present
         assert all(torch.equal(found[m], again[m]) for m in found)
     # Each by itself stays with 0.4, or as the highest of three that are all below 0.6.
     expected = 0.4 + 0.6**3 / 3
-    assert torch.stack(counts).mean() == pytest.approx(expected, abs=0.12)
+    assert torch.stack(counts).mean() == pytest.approx(expected, abs=0.15)
     with torch.no_grad():
         whole = objective.train()(many)["loss"]
         parts = [objective(small_part(many, row))["loss"] for row in range(ROWS)]
@@ -156,10 +156,10 @@ def test_metrics_are_scikit_learns():
     assert found["macro_f1"] == pytest.approx(sk.f1_score(truth, said, average="macro", zero_division=0))
     assert found["accuracy"] == pytest.approx(sk.accuracy_score(truth, said))
     rng = np.random.default_rng(1)
-    drawn = [rng.integers(200, size=200) for _ in range(400)]
+    drawn = [rng.integers(200, size=200) for _ in range(100)]
     plain = [sk.f1_score(truth[d], said[d], average="weighted", zero_division=0) for d in drawn]
     bounds = [found["weighted_f1_low"], found["weighted_f1_high"]]
-    np.testing.assert_allclose(bounds, np.quantile(plain, [0.025, 0.975]), atol=0.02)
+    np.testing.assert_allclose(bounds, np.quantile(plain, [0.025, 0.975]), atol=0.03)
     table = class_table(scores, labels, list("abcd"))
     columns = sk.precision_recall_fscore_support(truth, said, labels=range(4), zero_division=0)
     for i, row in enumerate(table):
@@ -184,15 +184,20 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             f"model.text.source={sources / 'bert'}", "model.text.pooling=cls", "model.visual.width=16",
             "objective.text.from_epoch=0.8", "objective.text.lr_ratio=0.1", "objective.modality_dropout=0.2",
             "objective.heads=[{task: emotion, balanced: true}, {task: sentiment, weight: 0.5}]", f"train.steps={steps}",
-            "train.log_interval=1", "train.eval_interval=2", "train.checkpoint_interval=2", "schedule.kind=constant",
+            "train.log_interval=1", "train.eval_interval=2", "schedule.kind=constant",
             "train.parallel.global_batch_size=4", "train.parallel.precision=fp32", "best=val/emotion/macro_f1",
-            "optimizer.lr=0.01", "evaluation.bootstrap=20", "evaluation.batch_size=4", *more,
+            "optimizer.lr=0.01", "evaluation.bootstrap=0", "evaluation.batch_size=4", *more,
         ]  # fmt: skip
 
     stage = "train.parallel.zero_stage=1"
     first = [words("whole", STEPS), words("part", STOPPED), words("moved", STOPPED, stage)]
     one = run_ranks(
-        f"support.fusion:{in_one.__name__}", 1, first=first, sources=str(sources), then=[words("part", STEPS)]
+        f"support.fusion:{in_one.__name__}",
+        1,
+        first=first,
+        timeout=280,
+        sources=str(sources),
+        then=[words("part", STEPS)],
     )
     assert one == [[True] * 4]
     two = run_ranks("support.fusion:in_two", 2, kinds=KINDS, runs=[words("moved", STEPS, stage)])
