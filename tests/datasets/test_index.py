@@ -79,7 +79,7 @@ def test_missing_things_are_named(tmp_path):
         ("{", "can't be read"),
         ("[]", "can't be read"),
         ('{"format": "x"}', "is no index of shards"),
-        ('{"format": "earsight-shards", "version": 1}', r"version 1, this program reads 2\. Make"),
+        ('{"format": "earsight-shards", "version": 1}', r"version 1, this program reads 2\. Prepare"),
         ('{"format": "earsight-shards", "version": 2, "shards": [{"nome": 1}]}', "can't be read"),
     ],
 )
