@@ -17,10 +17,10 @@ from datasets.prepare.sources import PrepareError
 from datasets.stats import main as stats
 from datasets.synthetic.scene import SyntheticConfig
 from datasets.synthetic.world import generate
-from engine.embed.run import EmbedJob, _write_rejects
 from engine.embeddings import write_embeddings
 from engine.evaluation.files import save_predictions
 from engine.evaluation.predictions import Predictions
+from engine.inference.parts import PartStore, _write_rejects
 from engine.training.integrity import write_sealed
 from engine.training.runlog import RunLog
 from models.weights.tensor_files import write_safetensors
@@ -80,7 +80,7 @@ def test_neither_worlds_nor_parts_of_vectors_are_written_among_links(tmp_path: P
         generate(tmp_path / "world", SyntheticConfig(train=1, val=0, test=0))
     (tmp_path / "v.npz.parts").symlink_to(tmp_path)
     with pytest.raises(ValueError, match=r"v.npz.parts is a symbolic link"):
-        EmbedJob(tmp_path / "v.npz", {}, 1, 1)
+        PartStore(tmp_path / "v.npz", {}, 1, 1)
 
 
 def test_a_run_s_records_go_through_no_link(tmp_path: Path, victim: Path) -> None:
