@@ -17,6 +17,7 @@ from atomic import write_atomically
 from engine.config import PretrainConfig, RunConfig
 from engine.objectives.registry import list_objectives, objective_kind
 from engine.tasks.finetune_config import RUNS
+from home_paths import command_line
 from models import ModelConfig, families
 from terminal import show_control_characters
 
@@ -152,7 +153,7 @@ def main() -> None:
     show_control_characters()
     argparse.ArgumentParser(
         prog="python -m engine.config_page", description=(__doc__ or "").splitlines()[0]
-    ).parse_args()
+    ).parse_args(command_line())
     write_atomically(PAGE, page())
     print(f"wrote {PAGE}")
 
