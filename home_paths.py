@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+from argparse import Namespace
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -21,13 +22,15 @@ def expand_home(text: str) -> str:
 
 
 def expand_values(value: Any) -> Any:
-    """`expand_home` of every text in lists and dictionaries; members of enumerations are no texts."""
+    """`expand_home` of every text in lists, dictionaries and namespaces; members of enumerations are no texts."""
     if isinstance(value, Enum):
         return value
     if isinstance(value, str):
         return expand_home(value)
     if isinstance(value, list | tuple):
         return type(value)(expand_values(item) for item in value)
+    if isinstance(value, Namespace):  # jsonargparse's are of this kind
+        return type(value)(**{key: expand_values(item) for key, item in vars(value).items()})
     if isinstance(value, dict):
         return {key: expand_values(item) for key, item in value.items()}
     return value

@@ -98,13 +98,13 @@ def _read_wav(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, 
     """The same of a WAV; float32 in [-1, 1] where it is not 16-bit PCM."""
     place, stated = _data_size(data)
     there = len(data) - place
-    if (stated == 0 or stated >= _UNKNOWN_SIZE) and there:  # written to a pipe: all that follows is sound
+    if stated is None and there:  # written to a pipe: all that follows is sound
         data = bytearray(data)
         data[place - 4 : place] = there.to_bytes(4, "big" if data[:4] == b"RIFX" else "little")
-        stated = there
+    stated = there if stated is None else stated
     samples, rate, _ = _read_sound(data)
     # libsndfile takes what is there for what was promised.
-    return samples, rate, -(-len(samples) * stated // there) if there < stated else len(samples)
+    return samples, rate, -(-len(samples) * stated // max(there, 1)) if there < stated else len(samples)
 
 
 def _read_sound(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
@@ -114,16 +114,20 @@ def _read_sound(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int
         return np.asarray(file.read(dtype=kind, always_2d=True)), file.samplerate, file.frames
 
 
-def _data_size(data: bytes | bytearray | memoryview) -> tuple[int, int]:
-    """Where a WAV's samples begin, and how many bytes of them its header states."""
+def _data_size(data: bytes | bytearray | memoryview) -> tuple[int, int | None]:
+    """Where a WAV's samples begin, and how many bytes of them its header states; None where that is not known."""
     order = "big" if data[:4] == b"RIFX" else "little"
-    at = 12
+    at, long_size = 12, 0
     while at + 8 <= len(data):
         size = int.from_bytes(data[at + 4 : at + 8], order)
+        if data[at : at + 4] == b"ds64":  # an RF64's sizes of file and samples, of 8 bytes each
+            long_size = int.from_bytes(data[at + 16 : at + 24], order)
         if data[at : at + 4] == b"data":
-            return at + 8, size
+            if size == 0xFFFF_FFFF and 0 < long_size < 1 << 62:
+                return at + 8, long_size
+            return at + 8, size if 0 < size < _UNKNOWN_SIZE else None
         at += 8 + size + size % 2
-    return len(data), 0
+    return len(data), None
 
 
 def _read_other(data: bytes | bytearray | memoryview, keep_truncated: bool) -> Tensor:

@@ -10,7 +10,6 @@ its ``.cls``.
 from __future__ import annotations
 
 import argparse
-import math
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,7 +149,7 @@ def _frame_times(sample: ScannedSample) -> list[float]:
     pictures = sum(suffix.rpartition(".")[2] in IMAGE_SUFFIXES for suffix in sample.members)
     if not isinstance(times, list) or len(times) != pictures:
         return []
-    known = all(isinstance(time, int | float) and math.isfinite(time) for time in times)
+    known = all(isinstance(time, int | float) for time in times)
     return times if known else []
 
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets.prepare.text_files import check_encoding
+from datasets.untrusted import read_bounded
 
 SUFFIXES = (".srt", ".vtt")
-_TIME = r"(?:(\d+):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
+_LARGEST = 8 << 20  # bytes; a day's subtitles have about one
+_TIME = r"(?:(\d{1,4}):)?(\d{1,2}):(\d{1,2})[,.](\d{1,3})"
 _TIMES = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}")
-_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}")
+_MARKUP = re.compile(r"<[^<>]*>|\{\\[^{}]*\}|&#\d{8,};?")  # the last: numbers of no character
 
 
 class SubtitleError(ValueError):
@@ -43,13 +45,15 @@ def read_subtitles(path: Path) -> list[Cue]:
     """Reads a file of subtitles.
 
     Raises:
-        SubtitleError: It is no text in UTF-8, or what it holds are no subtitles.
+        SubtitleError: It is no text in UTF-8, too large, or what it holds are no subtitles.
     """
     check_encoding(path, SubtitleError)
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = read_bounded(path, _LARGEST).decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise SubtitleError(f"{path} is no text in UTF-8; save it so") from error
+    except ValueError as error:
+        raise SubtitleError(f"{path} holds no subtitles: {error}") from error
     cues: list[Cue] = []
     places = [place for place, line in enumerate(lines) if _TIMES.match(line)]
     for place, following in zip(places, [*places, len(lines)][1:], strict=True):

@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from atomic import check_writable, replacing
+from datasets.untrusted import whole_number
 from engine.evaluation.features import Features
 from engine.evaluation.probes import ProbeConfig, probe_features
 from engine.evaluation.retrieval import cross_modal_retrieval
@@ -182,8 +183,10 @@ def _read_parquet(path: Path) -> Columns:
             classes = len(metadata["classes"])
             _check_unfolded(path, 4 * len(column) * classes)
             columns[name] = np.zeros((len(column), classes), np.float32)
-            for row, labels in zip(columns[name], column.to_pylist(), strict=True):
-                row[labels] = 1
+            for number, labels in enumerate(column.to_pylist()):
+                if not isinstance(labels, list) or not all(whole_number(i, 0, classes - 1) for i in labels):
+                    raise ValueError(f"labels of row {number} are no list of numbers below {classes}")
+                columns[name][number, labels] = 1
     return columns
 
 

@@ -54,6 +54,10 @@ def test_config_files_and_command_lines(tmp_path: Path, monkeypatch, capsys):
     assert (config.data.train, config.data.val) == (f"{tmp_path}/set", f"{tmp_path}/val")
     assert config.data.cache_dir == f"{tmp_path}/cache"
     assert "~" not in text
+    (tmp_path / "sets.yaml").write_text("data: {train: [{path: ~/a}, {path: $HOME/b, weight: 2}]}\n")
+    config, text = parse_config(PretrainConfig, "program", ["--config", str(tmp_path / "sets.yaml")])
+    assert [part.path for part in config.data.train] == [f"{tmp_path}/a", f"{tmp_path}/b"]  # type: ignore[union-attr]
+    assert "~" not in text
     with pytest.raises(SystemExit, match=f"{tmp_path}/nothing"):
         stats(["~/nothing"])
 

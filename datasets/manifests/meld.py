@@ -9,11 +9,14 @@ from datasets.manifests.rows import (
     KNOWN_BROKEN,
     ZERO_LENGTH,
     Found,
+    ManifestError,
     ManifestRow,
     find_one,
+    is_number,
     list_media,
     read_table,
 )
+from datasets.untrusted import shown
 
 _SPLITS = {
     "train": ("train_sent_emo.csv", "train_splits"),
@@ -39,7 +42,7 @@ def read_meld(folder: Path, recut: bool = False) -> Found:
         recut: Use the re-cut ``final_videos_testdia*`` for the test clips that have one.
 
     Raises:
-        ManifestError: A CSV or a folder of clips is missing.
+        ManifestError: A CSV or a folder of clips is missing, or a row can't be read.
     """
     found = Found(folder)
     for split, (table, clips) in _SPLITS.items():
@@ -48,6 +51,11 @@ def read_meld(folder: Path, recut: bool = False) -> Found:
         files = [str(place / name) for name in list_media(folder / place, (".mp4",))]
         recuts = {name.replace(_RECUT, "") for name in files if _RECUT in name} if recut else set()
         for where, cells in read_table(rows, _COLUMNS):
+            for column in ("Dialogue_ID", "Utterance_ID"):
+                if not is_number(cells[column]):
+                    raise ManifestError(
+                        f"{rows.with_name(where)}: {column} is {shown(cells[column])}, no number"
+                    )
             name = f"dia{int(cells['Dialogue_ID'])}_utt{int(cells['Utterance_ID'])}"
             path = str(place / f"{name}.mp4")
             if path in recuts:
@@ -66,7 +74,7 @@ def read_meld(folder: Path, recut: bool = False) -> Found:
 
 def seconds(time: str) -> float:
     """A time of a row (``00:16:16,059``, also with one digit for hours) in seconds."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+)[,.](\d+)", time)
+    match = re.fullmatch(r"(\d{1,4}):(\d{1,4}):(\d{1,4})[,.](\d{1,9})", time)
     if match is None:
         return float("nan")
     hours, minutes, whole, rest = match.groups()

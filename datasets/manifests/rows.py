@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atomic import write_atomically
+from datasets.prepare.text_files import check_encoding
 
 MISSING = "missing"
 EMPTY_FILE = "empty_file"
@@ -76,7 +77,7 @@ class Found:
         self.rows[key] = row
         try:
             size = os.stat(self.folder / row.path).st_size
-        except OSError:
+        except (OSError, ValueError):  # the latter: a name that no file can have
             self.problem(MISSING, where, f"there is no file {row.path}")
             return
         if not size:
@@ -130,17 +131,45 @@ def read_table(path: Path, needed: Iterable[str]) -> Iterator[tuple[str, dict[st
     apostrophe is a control character (U+0092), which tokenizers drop; both come out right.
 
     Raises:
-        ManifestError: A column is missing.
+        ManifestError: A column is missing or given twice, or a row can't be read.
     """
-    reader = csv.DictReader(io.StringIO(clean_text(path.read_bytes()), newline=""))
-    missing = [name for name in needed if name not in (reader.fieldnames or [])]
-    if missing:
-        raise ManifestError(f"{path}: the column {missing[0]!r} is missing; it has {reader.fieldnames}")
-    for row in reader:
-        yield (
-            f"{path.name}:{reader.line_num}",
-            {name: (cell or "").strip() for name, cell in row.items() if name},
-        )
+    rows = read_rows(path)
+    first, header = next(rows, (1, []))
+    for name in needed:
+        if header.count(name) != 1:
+            fault = "is given twice" if name in header else f"is missing; it has {header}"
+            raise ManifestError(f"{path}:{first}: the column {name!r} {fault}")
+    for line, cells in rows:
+        row = dict.fromkeys(header, "") | dict(zip(header, cells, strict=False))
+        yield f"{path.name}:{line}", {name: cell.strip() for name, cell in row.items() if name}
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number of the first line and cells of each row of a CSV that is not empty.
+
+    Raises:
+        ManifestError: A row can't be read, or the file is in UTF-16.
+    """
+    check_encoding(path, ManifestError)
+    text = io.StringIO(clean_text(path.read_bytes()), newline="")
+    reader = csv.reader(text, skipinitialspace=True, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader, None)
+        except csv.Error as error:
+            raise ManifestError(
+                f"{path}:{line}: this row can't be read ({error}); is there a quote in it that is not closed?"
+            ) from error
+        if cells is None:
+            return
+        if cells:
+            yield line, cells
+
+
+def is_number(cell: str) -> bool:
+    """Whether a cell is a whole number of a reasonable length."""
+    return cell.isdecimal() and len(cell) <= 9
 
 
 def clean_text(data: bytes) -> str:

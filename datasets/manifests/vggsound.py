@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from pathlib import Path
 
-from datasets.manifests.rows import Found, ManifestError, ManifestRow, clean_text, find_one, list_media
+from datasets.manifests.rows import (
+    Found,
+    ManifestError,
+    ManifestRow,
+    find_one,
+    is_number,
+    list_media,
+    read_rows,
+)
+from datasets.untrusted import shown
 
 
 def read_vggsound(folder: Path) -> Found:
@@ -19,11 +26,10 @@ def read_vggsound(folder: Path) -> Found:
     table = find_one(folder, "vggsound.csv", "id, start, label, split")
     files = list_media(folder, (".mp4", ".mkv", ".webm"))
     places = {Path(name).stem: name for name in files}
-    rows = csv.reader(io.StringIO(clean_text(table.read_bytes()), newline=""), skipinitialspace=True)
-    for cells in rows:
-        where = f"{table.name}:{rows.line_num}"
-        if len(cells) != 4 or not cells[1].strip().isdigit():
-            raise ManifestError(f"{table}:{rows.line_num}: {cells} is not id, start, label, split")
+    for line, cells in read_rows(table):
+        where = f"{table.name}:{line}"
+        if len(cells) != 4 or not is_number(cells[1].strip()):
+            raise ManifestError(f"{table}:{line}: {shown(','.join(cells))} is not id, start, label, split")
         name = f"{cells[0]}_{int(cells[1]):06d}"
         found.add(
             ManifestRow(places.get(name, f"{name}.mp4"), {"sound": cells[2]}, "", cells[3].strip()), where

@@ -8,32 +8,26 @@ Three forms are recognised from their first row, so that nobody has to name one:
 * any CSV whose header has a column ``path``, and any of ``label`` (several separated by ``;``), ``split``,
   ``start``, ``end``, and ``text`` (what is said). A column ``label.TASK`` holds the labels of one of several tasks:
   ``neutral`` under ``label.emotion`` is the class ``emotion:neutral``. Other columns are ignored.
-
-The vocabulary is part of a set: class 17 must mean the same in training and validation. So it comes from the
-whole label file (all splits), from AudioSet's class file, or from another set's ``index.json``; never from
-the clips found.
 """
 
 from __future__ import annotations
 
 import csv
 import itertools
-import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from datasets.prepare.text_files import check_encoding
-from datasets.shards.manifest import Label, task_label
+from datasets.shards.manifest import task_label
 from home_paths import expand_home
 
 AUDIOSET = "AudioSet segments"
 VGGSOUND = "VGGSound"
 MANIFEST = "CSV with a path column"
-AUDIOSET_CLASSES = "class_labels_indices.csv"
 VGGSOUND_SECONDS = 10.0
 _LONGEST_SECONDS = 1e8  # three years: no time of a video
 LABEL_SEPARATOR = ";"
@@ -104,7 +98,7 @@ class LabelFile:
                 )
 
     def _parsed(self) -> Iterator[LabelRow]:
-        numbered = _rows(self.path)
+        numbered = numbered_rows(self.path)
         line, first = next(numbered)
         if self.form == MANIFEST:
             header = [cell.strip().lower() for cell in first]
@@ -113,36 +107,6 @@ class LabelFile:
         parse = _audioset_row if self.form == AUDIOSET else _vggsound_row
         begin = [] if _is_header(first) else [(line, first)]
         return (parse(self.path, *row) for row in itertools.chain(begin, numbered))
-
-
-class Vocabulary:
-    """The classes of a set in the order of their ids.
-
-    Args:
-        labels: The classes; names must be unique.
-
-    Raises:
-        LabelFileError: If a name or a MID comes twice.
-    """
-
-    def __init__(self, labels: Iterable[Label]) -> None:
-        self.labels = tuple(labels)
-        self._ids: dict[str, int] = {}
-        for i, label in enumerate(self.labels):
-            for token in {label.name, label.mid or label.name}:
-                if self._ids.setdefault(token, i) != i:
-                    raise LabelFileError(f"class {token!r} is named twice in the vocabulary")
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def ids(self, tokens: Sequence[str]) -> tuple[int, ...]:
-        """Class ids, ascending and unique, of names or MIDs.
-
-        Raises:
-            KeyError: With the first token that is not in the vocabulary.
-        """
-        return tuple(sorted({self._ids[token] for token in tokens}))
 
 
 def read_label_file(path: str | Path) -> LabelFile:
@@ -154,7 +118,7 @@ def read_label_file(path: str | Path) -> LabelFile:
     path = Path(path)
     if not path.is_file():
         raise LabelFileError(f"{path}: no such label file")
-    numbered = _rows(path)
+    numbered = numbered_rows(path)
     _, first = next(numbered, (0, []))
     if not first:
         raise LabelFileError(f"{path}: the label file is empty")
@@ -173,66 +137,12 @@ def read_label_file(path: str | Path) -> LabelFile:
     )
 
 
-def read_classes(path: str | Path) -> Vocabulary:
-    """Reads a vocabulary.
-
-    Args:
-        path: AudioSet's class CSV, the ``index.json`` of another set, or a text file, one name a line.
+def numbered_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of a CSV without empty lines and without the comments at its head.
 
     Raises:
-        LabelFileError: If the file is missing or holds no classes.
+        LabelFileError: It is in UTF-16, or a row can't be read.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise LabelFileError(f"{path}: no such class file")
-    if path.suffix == ".json":
-        entries = json.loads(path.read_text(encoding="utf-8")).get("labels") or []
-        labels = [Label(entry["name"], entry.get("mid")) for entry in entries]
-    else:
-        rows = [cells for _, cells in _rows(path)]
-        if rows and [cell.strip() for cell in rows[0]] == ["index", "mid", "display_name"]:
-            labels = [Label(name, mid) for _, mid, name in sorted(rows[1:], key=lambda row: int(row[0]))]
-        else:
-            lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
-            labels = [Label(_utf8(path, line.strip())) for line in lines if line.strip()]
-    if not labels:
-        raise LabelFileError(f"{path}: no classes in this file")
-    return Vocabulary(labels)
-
-
-def vocabulary_of(labels: LabelFile, used: Set[str], classes: str | Path | None) -> Vocabulary:
-    """The vocabulary of a label file.
-
-    Args:
-        labels: The label file.
-        used: All labels of its rows.
-        classes: A class file as ``read_classes`` takes it; None for ``class_labels_indices.csv`` beside an
-            AudioSet label file, else for all labels of the file in sorted order.
-
-    Raises:
-        LabelFileError: If an AudioSet file has no class file, or no row knows a class.
-    """
-    if classes is None and labels.form == AUDIOSET:
-        classes = labels.path.parent / AUDIOSET_CLASSES
-        if not classes.is_file():
-            raise LabelFileError(
-                f"{labels.path}: AudioSet's classes are named in {AUDIOSET_CLASSES}, which is not beside it; "
-                "put it there or name it with --classes"
-            )
-    if classes is None:
-        return Vocabulary(Label(name) for name in sorted(used))
-    vocabulary = read_classes(classes)
-    known = {token for label in vocabulary.labels for token in (label.name, label.mid)}
-    if used and not used & known:
-        raise LabelFileError(
-            f"no label of {labels.path} (such as {_two(used)}) is in {classes} (such as "
-            f"{_two([label.name for label in vocabulary.labels])})"
-        )
-    return vocabulary
-
-
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of a CSV without empty lines and without the comments at its head."""
     check_encoding(path, LabelFileError)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         reader = csv.reader(file, skipinitialspace=True, strict=True)
@@ -250,7 +160,8 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
             at_head = at_head and (not cells or cells[0].startswith("#"))
             if cells and not at_head:
                 if text is None:
-                    text = cells.index("text") if "text" in cells else -1
+                    names = [cell.strip().lower() for cell in cells]
+                    text = names.index("text") if "text" in names else -1
                 if any("\n" in cell for place, cell in enumerate(cells) if place != text):
                     raise LabelFileError(
                         f"{path}:{line}: a cell goes on over several lines; is there a quote that is not closed?"
@@ -262,8 +173,9 @@ def _check_header(path: Path, line: int, header: list[str]) -> None:
     """Refuses a column that is given twice: one of them would count for nothing."""
     known = {"labels": "label"}
     names = [known.get(name, name) for name in header]
-    for name in ("path", "label", "split", "start", "end"):
-        if names.count(name) > 1:
+    for name in names:
+        counts = name in ("path", "label", "split", "start", "end", "text") or name.startswith(_TASK_COLUMN)
+        if counts and names.count(name) > 1:
             raise LabelFileError(
                 f"{path}:{line}: the header has {names.count(name)} columns {name!r}; keep one"
             )
@@ -283,7 +195,7 @@ def _manifest_row(path: Path, line: int, cells: list[str], header: list[str]) ->
     start, end = (_seconds(path, line, row[key]) if row.get(key) else None for key in ("start", "end"))
     name = os.path.normpath(expand_home(row["path"]))
     found = _row(path, line, name, start, end, labels, row.get("split") or None)
-    return found._replace(text=_utf8(path, row["text"], "the text") if row.get("text") else None)
+    return found._replace(text=utf8_name(path, row["text"], "the text") if row.get("text") else None)
 
 
 def _audioset_row(path: Path, line: int, cells: list[str]) -> LabelRow:
@@ -313,12 +225,16 @@ def _row(
         raise LabelFileError(
             f"{path}:{line}: the segment {start}-{end} s of {name} is empty or starts before 0"
         )
-    tokens = tuple(_utf8(path, label.strip()) for label in labels if label.strip())
+    tokens = tuple(utf8_name(path, label.strip()) for label in labels if label.strip())
     return LabelRow(name, start, end, tokens, split)
 
 
-def _utf8(path: Path, name: str, what: str = "class name") -> str:
-    """A class name or text as read; paths may be any bytes, these may not."""
+def utf8_name(path: Path, name: str, what: str = "class name") -> str:
+    """A class name or text as read; paths may be any bytes, these may not.
+
+    Raises:
+        LabelFileError: It is no UTF-8.
+    """
     if not name.isascii() and any("\udc80" <= character <= "\udcff" for character in name):
         shown = name.encode("utf-8", "surrogateescape")
         raise LabelFileError(f"{path}: {what} {shown!r} is no UTF-8; save the file as UTF-8")
@@ -345,8 +261,3 @@ def _seconds(path: Path, line: int, cell: str) -> float:
             f"{path}:{line}: {cell!r} is no number of seconds from 0 to {_LONGEST_SECONDS:g}"
         )
     return float(cell)
-
-
-def _two(examples: Iterable[str]) -> str:
-    """Two examples for a message."""
-    return " and ".join(repr(example) for example in sorted(examples)[:2])

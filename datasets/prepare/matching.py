@@ -16,7 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from datasets.prepare.labels import LabelFile, LabelFileError, LabelRow, Vocabulary
+from datasets.prepare.classes import Vocabulary
+from datasets.prepare.labels import LabelFile, LabelFileError, LabelRow
 from datasets.prepare.plan_db import Match, Scratch
 from datasets.prepare.sources import (
     DUPLICATE_ID,

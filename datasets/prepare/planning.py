@@ -13,14 +13,12 @@ from pathlib import Path
 
 from atomic import check_writable
 from datasets.media.suffixes import describe_others
+from datasets.prepare.classes import Vocabulary, read_classes, vocabulary_of
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.labels import (
     LabelFile,
     LabelRow,
-    Vocabulary,
-    read_classes,
     read_label_file,
-    vocabulary_of,
 )
 from datasets.prepare.matching import plan_folders, plan_labelled, plan_unlabelled
 from datasets.prepare.plan_db import Scratch, open_scratch

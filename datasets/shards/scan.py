@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from datasets.shards.tar import BLOCK, METADATA_SUFFIX, ShardError, ShardInfo
+from datasets.untrusted import finite_number, is_text, shown
 
 
 class Member(NamedTuple):
@@ -58,8 +59,8 @@ def scan_shard(path: Path, hashing: bool = True) -> ShardScan:
         hashing: Also compute its SHA-256; without it the data of all but metadata is skipped over.
 
     Raises:
-        ShardError: It is empty, cut, damaged, compressed, holds a key twice, or metadata that is no JSON
-            object.
+        ShardError: It is empty, cut, damaged, compressed, holds a key twice, or metadata that is no JSON object, too
+            large, or of which no table can be made.
     """
     if not path.is_file():  # opening a FIFO would wait for its writer
         raise ShardError(f"{path} is no regular file")
@@ -107,8 +108,12 @@ class _Source:
 
 
 _PLAIN_TYPES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_PAX_RECORD = re.compile(rb"\d+ ([^=]+)=")
+_PAX_RECORD = re.compile(rb"(\d{1,10}) ([^=]+)=")
 _KEPT = (METADATA_SUFFIX, "cls")  # members whose content the pass needs
+_LARGEST_KEPT, _LARGEST_NAME = 16 << 20, 1 << 20  # bytes of those, and of what only names the next member
+_MAX_CLASSES = 100_000
+_LONGEST_ID, _LONGEST_LABEL = 4096, 1000
+_LONGEST_SECONDS = 1e8
 
 
 def _members(source: _Source) -> Iterator[tuple[Member, bytes]]:
@@ -123,18 +128,20 @@ def _members(source: _Source) -> Iterator[tuple[Member, bytes]]:
             header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
         except tarfile.HeaderError as error:
             raise ShardError(_damage(source, at, str(error))) from error
+        if header.size < 0:  # the field can say so
+            raise ShardError(_damage(source, at, f"member {header.name!r} of {header.size} bytes"))
         padded = -(-header.size // BLOCK) * BLOCK
         if source.position + padded > source.size:
             raise ShardError(f"{source.path} is cut off at byte {source.size}, inside member {header.name!r}")
         if header.type in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
-            content = source.read(padded)[: header.size]
+            content = _content(source, header.name, header.size, _LARGEST_NAME)
             name = content.rstrip(b"\0") if header.type == tarfile.GNUTYPE_LONGNAME else _pax_path(content)
             long_name = name.decode("utf-8", "surrogateescape") if name else long_name
             continue
         if header.type in _PLAIN_TYPES:
             member = Member(long_name or header.name, long_name is None, source.position, header.size)
-            if member.name.rpartition(".")[2].lower() in _KEPT:
-                yield member, source.read(padded)[: header.size]
+            if split_name(member.name)[1] in _KEPT:
+                yield member, _content(source, member.name, header.size, _LARGEST_KEPT)
             else:
                 yield member, b""
                 source.skip(padded)
@@ -143,13 +150,21 @@ def _members(source: _Source) -> Iterator[tuple[Member, bytes]]:
         long_name = None
 
 
+def _content(source: _Source, name: str, size: int, largest: int) -> bytes:
+    if size > largest:
+        raise ShardError(f"{source.path}: member {name[:200]!r} has {size} bytes; it may have {largest}")
+    return source.read(-(-size // BLOCK) * BLOCK)[:size]
+
+
 def _pax_path(content: bytes) -> bytes | None:
     """The ``path`` record of a pax header: records are ``LENGTH KEY=VALUE`` and a newline."""
-    while (match := _PAX_RECORD.match(content)) is not None:
-        length = int(content[: content.index(b" ")])
-        if match[1] == b"path":
-            return content[match.end() : length - 1]
-        content = content[max(length, 1) :]
+    at = 0
+    while (match := _PAX_RECORD.match(content, at)) is not None:
+        at += int(match[1])
+        if at <= match.end():  # no record ends before its value
+            return None
+        if match[2] == b"path":
+            return content[match.end() : at - 1]
     return None
 
 
@@ -191,6 +206,9 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _read_sample(path: Path, key: str, group: _Group) -> ScannedSample:
+    for name in (key, *group.members):
+        if not is_text(name, _LONGEST_ID):
+            raise ShardError(f"{path}: the name {shown(name)} of a member is no UTF-8, or too long")
     metadata: Any = {}
     if METADATA_SUFFIX in group.contents:
         try:
@@ -199,13 +217,33 @@ def _read_sample(path: Path, key: str, group: _Group) -> ScannedSample:
             raise ShardError(f"{path}: {METADATA_SUFFIX} of sample {key!r} can't be read: {error}") from error
         if not isinstance(metadata, dict):
             raise ShardError(f"{path}: {METADATA_SUFFIX} of sample {key!r} is no object")
+    _check_fields(f"{path}: {METADATA_SUFFIX} of sample {key!r}", metadata)
     labels: Any = metadata.get("labels", metadata.get("label", []))
     if "cls" in group.contents and not labels:
         text = group.contents["cls"].decode("utf-8", "replace").strip()
-        labels = int(text) if text.isdecimal() else text
+        labels = int(text) if text.isdecimal() and len(text) <= _LONGEST_LABEL else text
     labels = [labels] if isinstance(labels, int | str) else [] if labels is None else labels
     if isinstance(labels, list):
         labels = [label for label in labels if label is not None]
     if not isinstance(labels, list) or not all(isinstance(label, int | str) for label in labels):
-        raise ShardError(f"{path}: labels of sample {key!r} are neither names nor numbers: {labels!r}")
+        raise ShardError(f"{path}: labels of sample {key!r} are neither names nor numbers: {shown(labels)}")
+    for label in labels:
+        # A negative one is refused where classes are counted.
+        if not (label < _MAX_CLASSES if isinstance(label, int) else is_text(label, _LONGEST_LABEL)):
+            raise ShardError(
+                f"{path}: label {shown(label)} of sample {key!r} must be a number below {_MAX_CLASSES} or a name in "
+                f"UTF-8 of at most {_LONGEST_LABEL} characters"
+            )
     return ScannedSample(key, group.members, metadata, labels)
+
+
+def _check_fields(where: str, metadata: dict[str, Any]) -> None:
+    """Refuses what no table can hold of the fields that count; others may say anything."""
+    id, duration, times = (metadata.get(name) for name in ("id", "duration", "frame_times"))
+    if id and not (is_text(id, _LONGEST_ID) or finite_number(id, -(2.0**63), 2.0**63)):
+        raise ShardError(f"{where}: id {shown(id)} is no text in UTF-8 of at most {_LONGEST_ID} characters")
+    if isinstance(duration, int | float) and not finite_number(duration, 0.0, _LONGEST_SECONDS):
+        raise ShardError(f"{where}: duration {shown(duration)} is no number from 0 to {_LONGEST_SECONDS:g}")
+    for time in times if isinstance(times, list) else ():
+        if isinstance(time, int | float) and not finite_number(time, -_LONGEST_SECONDS, _LONGEST_SECONDS):
+            raise ShardError(f"{where}: {shown(time)} in frame_times is no number of seconds")

@@ -16,8 +16,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import timm
-import torch
 from torch import Tensor
 
 from models.config import ModelConfig
@@ -34,7 +32,16 @@ from models.weights.description import (
 )
 from models.weights.errors import WeightsError
 from models.weights.published import infer_config
-from models.weights.tensor_files import TensorFile, locate, parse_json, read_file, read_header, read_json
+from models.weights.tensor_files import (
+    TensorFile,
+    is_safetensors,
+    locate,
+    parse_json,
+    read_file,
+    read_header,
+    read_json,
+)
+from models.weights.timm_names import check_timm_names
 from models.weights.timm_vit import infer_vit_config
 from strict_yaml import load_yaml_file
 
@@ -47,16 +54,6 @@ class SourceKind(StrEnum):
     earsight = "Earsight"
     cav_mae = "published CAV-MAE"
     vit = "ViT (ImageNet MAE, timm)"
-
-
-#: What a folder's config.json may tell timm: a ViT's sizes, nothing that names a file or a function.
-_TIMM_ARGUMENTS = frozenset(
-    {
-        "img_size", "in_chans", "patch_size", "embed_dim", "depth", "num_heads", "mlp_ratio", "class_token",
-        "global_pool", "fc_norm", "num_classes", "qkv_bias", "qk_norm", "init_values", "reg_tokens", "no_embed_class",
-        "pre_norm", "final_norm", "drop_rate", "drop_path_rate", "dynamic_img_size",
-    }
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -173,7 +170,10 @@ def read_weights(source: str | PathLike[str]) -> SourceWeights:
     if METADATA_KEY not in file.metadata and config_json.is_file():
         values = read_json(config_json)
         if "architecture" in values:
-            return _timm_weights(values["architecture"], values.get("model_args") or {}, file)
+            name, arguments = values["architecture"], values.get("model_args") or {}
+            if not isinstance(name, str) or not isinstance(arguments, Mapping):
+                raise WeightsError(f"{config_json}: architecture must be a name, model_args a mapping")
+            return _timm_weights(name, arguments, file)
     return _recognise(file)
 
 
@@ -192,7 +192,7 @@ def stated_description(source: str | PathLike[str]) -> Description | None:
     if str(source).startswith(_TIMM):
         return None
     path = locate(Path(source))
-    if path.suffix != ".safetensors":
+    if not is_safetensors(path):
         return None
     names, metadata = read_header(path)
     ours = any(name.startswith(("encoder.", "audio.patch_embed.")) for name in names)
@@ -294,7 +294,7 @@ def without_secrets(value: Any) -> Any:
         return value
     if value.lstrip().lower().startswith("pipe:"):
         return "pipe:…"
-    return re.sub(r"(\w://)(?:[^/@\s]*@)?([^?#\s]*)[?#]?\S*", r"\1\2", value)
+    return re.sub(r"(\w://)(?:[^/?#\s]*@)?([^?#\s]*)[?#]?\S*", r"\1\2", value)
 
 
 def _provenance(source: TensorFile) -> dict[str, Any]:
@@ -303,48 +303,8 @@ def _provenance(source: TensorFile) -> dict[str, Any]:
     return {"file": str(source.path.resolve()), "file_sha256": digest, "precision": source.precision}
 
 
-def _is_plain(value: Any) -> bool:
-    """Whether a setting is a number of reasonable size, a short word, or a few of them."""
-    if isinstance(value, list | tuple):
-        return len(value) <= 8 and all(_is_plain(item) and not isinstance(item, list) for item in value)
-    if isinstance(value, str):
-        return len(value) <= 100
-    return value is None or (isinstance(value, int | float) and abs(value) <= 65_536)
-
-
-def _is_plain_argument(name: str, value: Any) -> bool:
-    return _is_plain(value) and not (name == "depth" and isinstance(value, int | float) and value > 256)
-
-
 def _timm_weights(name: str, model_args: Mapping[str, Any], file: TensorFile) -> SourceWeights:
-    """The weights of a timm ViT, whose names must be exactly that model's; only its head may differ.
-
-    A tag (``vit_base_patch16_224.augreg_in21k``) names weights of the model, which are in the file.
-    """
-    if name.partition(".")[0] not in timm.list_models() or (
-        "." in name and not timm.is_model_pretrained(name)
-    ):
-        raise WeightsError(f"timm has no model {name!r}; see timm.list_models('vit_*')")
-    unknown = sorted(str(key) for key in model_args if key not in _TIMM_ARGUMENTS)
-    if unknown or not all(_is_plain_argument(name, value) for name, value in model_args.items()):
-        raise WeightsError(
-            f"{file.path.with_name('config.json')}: model_args may hold sizes of a ViT alone"
-            + (f", not {', '.join(unknown)[:200]}" if unknown else "")
-        )
-    with torch.device("meta"):
-        model = timm.create_model(name, pretrained=False, **model_args)
-    blocks = getattr(model, "blocks", None)
-    heads = getattr(getattr(blocks[0], "attn", None), "num_heads", None) if blocks else None  # type: ignore[index]
-    if heads is None:
-        raise WeightsError(f"timm's {name} is no ViT: it has no blocks of attention and MLP")
-    own, given = (
-        {key for key in names if not key.startswith("head")} for names in (model.state_dict(), file.tensors)
-    )
-    if own != given:
-        raise WeightsError(
-            f"{file.path} does not hold timm's {name}: missing {sorted(own - given) or 'nothing'}, "
-            f"unknown {sorted(given - own) or 'nothing'}"
-        )
+    heads = check_timm_names(name, model_args, file)
     provenance = _provenance(file) | {"timm": name}
     return SourceWeights(
         SourceKind.vit, file.path, file.tensors, num_heads=heads, left=file.left, provenance=provenance

@@ -29,6 +29,7 @@ _CHECKPOINT = re.compile(r"step_\d{8}")
 _CHECKPOINT_FILES = (WEIGHTS_NAME, "config.yaml", "state.json")
 # Where other programs keep the weights within what they save, beside optimizer, epoch and arguments.
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "model_state", "module")
+_DEEPEST = 8  # wrappers within wrappers: a pickle may hold itself
 # Names of wrapping modules, in front of every key: data parallelism, an objective, torch.compile.
 _PREFIXES = ("module.", "model.", "_orig_mod.")
 
@@ -119,7 +120,7 @@ def read_file(path: Path) -> TensorFile:
         UnsafeFileError: It holds more than tensors and plain values; nothing in it was run.
         WeightsError: It is damaged, or holds no mapping of names to tensors.
     """
-    file = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    file = _read_safetensors(path) if is_safetensors(path) else _read_torch(path)
     if not file.tensors:
         raise WeightsError(f"{path} holds no tensors")
     _check_claims(path, file.tensors)
@@ -132,8 +133,12 @@ def read_file(path: Path) -> TensorFile:
     return TensorFile(path, tensors, file.metadata, file.left, ", ".join(sorted(kinds)))
 
 
-def _is_safetensors(path: Path) -> bool:
-    """Whether a file is one of safetensors by its content, or by its name where the content tells nothing."""
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one of safetensors by its content, or by its name where the content tells nothing.
+
+    Raises:
+        WeightsError: It can't be read.
+    """
     try:
         with path.open("rb") as file:
             head = file.read(9)
@@ -208,7 +213,9 @@ def _read_torch(path: Path) -> TensorFile:
     if path.name == MODEL_STATES:
         content = with_float32_weights(path, content)
     left: dict[str, str] = {}
-    while isinstance(content, Mapping):
+    for _ in range(_DEEPEST):
+        if not isinstance(content, Mapping):
+            break
         inner = next((key for key in _WRAPPERS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break

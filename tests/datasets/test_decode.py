@@ -174,3 +174,14 @@ def test_whatever_a_decoder_raises_is_a_decode_error(monkeypatch, error: type[Ex
     ):
         with pytest.raises(DecodeError, match=r"can't be decoded: .*deep inside"):
             call()
+
+
+@pytest.mark.parametrize("kind", ["RF64", "W64", "AIFF", "AU", "CAF", "WAV"])
+def test_sound_cut_in_half(kind: str):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, make_waveform(1, 4.0), 16_000, format=kind, subtype="PCM_16")
+    data = buffer.getvalue()
+    assert len(decode_audio(data)) == 64_000
+    with pytest.raises(DecodeError, match="sound is truncated"):
+        decode_audio(data[: len(data) // 2])
+    assert 31_000 < len(decode_audio(data[: len(data) // 2], keep_truncated=True)) < 33_000

@@ -214,3 +214,43 @@ def test_a_folder_that_is_not_the_set(tmp_path, meld, capsys):
     (meld / "dev_sent_emo.csv").write_text("a,b\n1,2\n")
     with pytest.raises(ManifestError, match="column 'Utterance' is missing"):
         read_meld(meld)
+
+
+TABLE = (HEADER + meld_row("Hi", "joy", "positive", 0, 0)).replace("\r\n", "\n").encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (TABLE + b'2,"never closed,Ross\n', r"dev_sent_emo.csv:3: this row can't be read .*not closed"),
+        (TABLE + b"x" * 200_000, r"dev_sent_emo.csv:3: this row can't be read \(field larger than"),
+        (TABLE.replace(b"Speaker", b"Emotion"), r"dev_sent_emo.csv:1: the column 'Emotion' is given twice"),
+        (TABLE.replace(b"positive,0", b"positive,x"), r"dev_sent_emo.csv:2: Dialogue_ID is 'x', no number"),
+        (TABLE.replace(b"positive,0", b"positive," + b"9" * 5000), r":2: Dialogue_ID is '9+…, no number"),
+        (TABLE.decode().encode("utf-16"), r"dev_sent_emo.csv is text in UTF-16"),
+    ],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_tables_that_can_t_be_read_are_named_with_their_line(meld, content: bytes, message: str):
+    (meld / "dev_sent_emo.csv").write_bytes(content)
+    with pytest.raises(ManifestError, match=message):
+        read_meld(meld)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('a,1,dog,train\nb,1,"dog,train\n', r"vggsound.csv:2: this row can't be read"),
+        ("a,1,dog,train\n\nb,²,dog,train\n", r"vggsound.csv:3: 'b,²,dog,train' is not id, start"),
+        ("a,%s,dog,train\n" % ("9" * 5000), r"vggsound.csv:1: .* is not id, start"),
+    ],
+    ids=lambda value: ascii(value)[:24],
+)
+def test_bad_rows_of_vggsound(tmp_path, content: str, message: str):
+    (tmp_path / "vggsound.csv").write_text(content, encoding="utf-8")
+    with pytest.raises(ManifestError, match=message):
+        read_vggsound(tmp_path)
+
+
+def test_a_time_of_thousands_of_digits_is_none():
+    assert seconds("9" * 5000 + ":00:00,000") != seconds("0:00:00,000")

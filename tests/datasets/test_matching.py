@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from support.labels import AUDIOSET, CLASSES, VGGSOUND, write
 
-from datasets.prepare.labels import LabelFile, LabelFileError, read_label_file, vocabulary_of
+from datasets.prepare.classes import vocabulary_of
+from datasets.prepare.labels import LabelFile, LabelFileError, read_label_file
 from datasets.prepare.matching import Files, plan_folders, plan_labelled, plan_unlabelled
 from datasets.prepare.plan_db import Scratch, open_scratch
 from datasets.shards.manifest import Reject

@@ -59,7 +59,10 @@ def test_both_forms(tmp_path: Path, name: str, content: str, end: str, newline: 
         (b"1\n00:00 -> 00:01\nx\n", "holds no line of times"),
         ("1\n00:00:01,000 --> 00:00:02,000\nh\xe9\n".encode("latin-1"), "no text in UTF-8"),
         ("1\n00:00:01,000 --> 00:00:02,000\nx\n".encode("utf-16"), "UTF-16"),
+        (b"9" * 5000 + b":00:01,000 --> 00:00:02,000\nx\n", "holds no line of times"),
+        (b"x" * ((8 << 20) + 1), "it is larger than the 8388608 bytes"),
     ],
+    ids=lambda value: ascii(value)[:24],
 )
 def test_what_is_none_is_refused(tmp_path: Path, content: bytes, message: str):
     path = tmp_path / "a.srt"
@@ -72,3 +75,9 @@ def test_what_is_none_is_refused(tmp_path: Path, content: bytes, message: str):
 def test_a_file_without_a_word_is_silence(tmp_path: Path):
     (tmp_path / "a.vtt").write_text("WEBVTT\n\n")
     assert said_between(read_subtitles(tmp_path / "a.vtt"), 0, None) is None
+
+
+def test_numbers_of_no_character_are_left_out(tmp_path: Path):
+    said = f"00:01,0 --> 00:02,0\na &#{'9' * 5000}; &#98;\n"
+    (tmp_path / "a.srt").write_text(said)
+    assert [cue.text for cue in read_subtitles(tmp_path / "a.srt")] == ["a  b"]

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from datasets.prepare.labels import LabelFileError, read_classes, read_label_file
+from datasets.prepare.classes import read_classes
+from datasets.prepare.labels import LabelFileError, read_label_file
 from datasets.prepare.sources import PrepareError, listed_names
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import tarfile
 import tempfile
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -25,6 +26,7 @@ from datasets.shards.manifest import ShardIndex
 from datasets.shards.scan import scan_shard
 from datasets.shards.table import ClipTable
 from datasets.shards.tar import ShardError
+from datasets.subtitles import SubtitleError, read_subtitles
 from engine.embeddings import read_embeddings, write_embeddings
 from models.weights.errors import WeightsError
 from models.weights.tensor_files import read_file
@@ -80,17 +82,24 @@ def formats(folder: Path) -> Iterator[tuple[str, Format]]:
         other = io.BytesIO()
         Image.fromarray(picture).save(other, kind)
         yield kind.lower(), Format([other.getvalue()], _refused_picture, ())
-    for kind in ("FLAC", "WAV", "OGG", "MP3", "AIFF"):
+    for kind in ("FLAC", "WAV", "RF64", "W64", "OGG", "OPUS", "MP3", "AIFF", "AU", "CAF"):
         sound = io.BytesIO()
-        soundfile.write(sound, make_waveform(0, 0.05), 16_000, format=kind)
+        container, subtype = ("OGG", "OPUS") if kind == "OPUS" else (kind, None)
+        soundfile.write(sound, make_waveform(0, 0.05), 16_000, format=container, subtype=subtype)
         yield kind.lower(), Format([sound.getvalue()], decode_audio, (DecodeError,))
-    sound = write_video(folder / "sound.m4a", seconds=0, sound_seconds=0.3).read_bytes()
-    yield "m4a", Format([sound], decode_audio, (DecodeError,))
+    for suffix in ("m4a", "aac"):
+        sound = write_video(folder / f"sound.{suffix}", seconds=0, sound_seconds=0.3).read_bytes()
+        yield suffix, Format([sound], decode_audio, (DecodeError,))
     for suffix in ("mp4", "mkv", "avi", "mov", "ts", "flv"):
         film = write_video(folder / f"film.{suffix}", seconds=0.3).read_bytes()
         yield suffix, Format([film], _film, (DecodeError,))
-    for suffix, codecs in (("webm", ("libvpx", "libopus")), ("mpg", ("mpeg1video", "mp2"))):
-        film = _write_film(folder / f"film.{suffix}", *codecs).read_bytes()
+    for suffix, picture_codec, sound_codec in (
+        ("webm", "libvpx", "libopus"),
+        ("mpg", "mpeg1video", "mp2"),
+        ("wmv", "wmv2", "wmav2"),
+        ("mxf", "mpeg2video", "pcm_s16le"),
+    ):
+        film = _write_film(folder / f"film.{suffix}", picture_codec, sound_codec).read_bytes()
         yield suffix, Format([film], _film, (DecodeError,))
     yield from _set_formats(folder)
     yield from _text_formats(folder)
@@ -140,6 +149,12 @@ def _text_formats(folder: Path) -> Iterator[tuple[str, Format]]:
     }
     for name, text in rows.items():
         yield name, Format([text.encode()], _through(folder / "rows.csv", _label_rows), (LabelFileError,))
+    for suffix, said in (
+        ("srt", "1\n00:00:01,000 --> 00:00:02,500\n<i>Good</i> evening\n"),
+        ("vtt", "WEBVTT\n\n00:01.000 --> 00:02.500\nGood &amp; bad\n"),
+    ):
+        read = _through(folder / f"said.{suffix}", read_subtitles)
+        yield suffix, Format([said.encode()], read, (SubtitleError,))
     config = b"data: {train: x}\na: &a {x: [1, 2.5e-3, true, ~]}\nb:\n  - *a\n  - <<: *a\n    y: 'z'\n"
     yield "yaml", Format([config], _through(folder / "c.yaml", load_yaml_file), (ValueError,))
     vectors = {"id": np.array(["a", "b"]), "audio": np.ones((2, 4), np.float32), "labels": np.eye(2)}
@@ -158,6 +173,8 @@ def _label_rows(path: Path) -> list[object]:
 
 
 def _set_formats(folder: Path) -> Iterator[tuple[str, Format]]:
+    fields = b'{"id": "a/b", "labels": [1, 2], "duration": 1.5, "frame_times": [0.1, 1e0], "source": "x"}'
+    yield "sample", Format([fields], _through(folder / "sample.tar", scan_shard, _in_tar), (ShardError,))
     made = make_shards(folder / "set", 2, 2)
     for name, path, read in (
         ("tar", "shard-000000.tar", scan_shard),
@@ -168,10 +185,22 @@ def _set_formats(folder: Path) -> Iterator[tuple[str, Format]]:
         yield name, Format([content], _through(folder / path, read), (ShardError,))
 
 
-def _through(path: Path, read: Callable[[Path], object]) -> Callable[[bytes], object]:
+def _in_tar(metadata: bytes) -> bytes:
+    """A shard of one sample with these fields."""
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        member = tarfile.TarInfo("0.json")
+        member.size = len(metadata)
+        tar.addfile(member, io.BytesIO(metadata))
+    return content.getvalue()
+
+
+def _through(
+    path: Path, read: Callable[[Path], object], packed: Callable[[bytes], bytes] = bytes
+) -> Callable[[bytes], object]:
     def call(data: bytes) -> object:
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix) as file:
-            file.write(data)
+            file.write(packed(data))
             file.flush()
             return read(Path(file.name))
 

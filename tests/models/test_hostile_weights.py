@@ -17,7 +17,7 @@ from models.export.card import plain_text
 from models.pretrained import load_model
 from models.towers.folders import open_folder
 from models.weights.errors import WeightsError
-from models.weights.sources import read_weights, without_secrets
+from models.weights.sources import read_weights, stated_description, without_secrets
 from models.weights.tensor_files import read_file
 
 
@@ -48,12 +48,49 @@ def test_what_a_folder_may_tell_timm_is_sizes(tmp_path: Path, model_args: dict) 
         read_weights(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"architecture": 5},
+        {"architecture": ["vit_tiny_patch16_224"]},
+        {"architecture": "vit_tiny_patch16_224", "model_args": 5},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"depth": "x"}},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"num_heads": 5}},
+        {"architecture": "vit_tiny_patch16_224", "model_args": {"patch_size": 0}},
+    ],
+)
+def test_a_folder_that_describes_no_model_is_refused(tmp_path: Path, config: dict) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        WeightsError, match=r"config.json: (architecture must be a name|timm can't make vit_tiny)"
+    ):
+        read_weights(tmp_path)
+
+
+def test_a_file_that_holds_itself_ends(tmp_path: Path) -> None:
+    content: dict = {}
+    content["model"] = content
+    torch.save(content, tmp_path / "a.pth")
+    with pytest.raises(
+        WeightsError, match="does not hold a plain mapping of names to tensors: model is none"
+    ):
+        read_file(tmp_path / "a.pth")
+
+
+def test_what_a_file_says_of_itself_is_looked_for_by_its_content(tmp_path: Path) -> None:
+    torch.save({"encoder.a": torch.zeros(1)}, tmp_path / "a.safetensors")
+    assert stated_description(tmp_path / "a.safetensors") is None
+
+
 def test_secrets_of_locations_stay_behind() -> None:
     data = {
         "train": "https://me:hunter2@host/set?sig=hunter2",
         "val": ["pipe:curl -H hunter2 {}", "data/set", None],
     }
     assert without_secrets(data) == {"train": "https://host/set", "val": ["pipe:…", "data/set", None]}
+    assert without_secrets("https://u:p@ss@host/x?a=b@c") == "https://host/x"
+    assert without_secrets("https://host?a=b@c") == "https://host"
 
 
 def test_text_of_others_is_text_in_a_card() -> None:
