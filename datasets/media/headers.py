@@ -44,7 +44,7 @@ def has_xing_header(source: Source) -> bool:
 
 
 def bytes_are_missing(source: Source) -> bool:
-    """Whether an AVI, ASF or MXF file is shorter than it says, or ends within a page of Ogg.
+    """Whether an AVI, ASF, MXF, CAF or Wave64 file is shorter than it says, or ends within a page of Ogg.
 
     Their index or length is lost then, and FFmpeg works the length out anew.
     """
@@ -64,7 +64,21 @@ def bytes_are_missing(source: Source) -> bool:
     footer = _mxf_footer(head)
     if footer is not None:
         stated = footer
+    stated = stated or _sound_size(head)
     return size_of(source) < stated < 1 << 62
+
+
+def _sound_size(head: bytes) -> int:
+    """Up to where a CAF or Wave64 file goes by its header; 0 where that does not say."""
+    if head[:4] == b"riff" and head[24:28] == b"wave":
+        return int.from_bytes(head[16:24], "little")
+    at = 8
+    while head[:4] == b"caff" and at + 12 <= len(head):
+        size = int.from_bytes(head[at + 4 : at + 12], "big", signed=True)
+        if head[at : at + 4] == b"data" or size < 0:
+            return at + 12 + size if size > 0 else 0
+        at += 12 + size
+    return 0
 
 
 def _ends_within_page(tail: bytes) -> bool:

@@ -96,7 +96,7 @@ def formats(folder: Path) -> Iterator[tuple[str, Format]]:
     for suffix, picture_codec, sound_codec in (
         ("webm", "libvpx", "libopus"),
         ("mpg", "mpeg1video", "mp2"),
-        ("wmv", "wmv2", "wmav2"),
+        ("asf", "wmv2", "mp2"),
         ("mxf", "mpeg2video", "pcm_s16le"),
     ):
         film = _write_film(folder / f"film.{suffix}", picture_codec, sound_codec).read_bytes()
