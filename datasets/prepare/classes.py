@@ -97,7 +97,11 @@ def _json_classes(path: Path, content: Any) -> list[Label]:
     labels = []
     for number, entry in enumerate(entries):
         name, mid = (entry.get("name"), entry.get("mid")) if isinstance(entry, dict) else (entry, None)
-        if not is_text(name, _LONGEST_NAME) or not (mid is None or is_text(mid, _LONGEST_NAME)):
+        if (
+            not isinstance(name, str)
+            or not is_text(name, _LONGEST_NAME)
+            or not (mid is None or is_text(mid, _LONGEST_NAME))
+        ):
             raise LabelFileError(f"{path}: class {number} is {shown(entry)}: it must have a name")
         labels.append(Label(name, mid))
     return labels
