@@ -89,6 +89,8 @@ def open_to_append(path: Path) -> BinaryIO:
 def refuse_links(folder: Path, skip: Collection[str] = (), *, itself: bool = False) -> None:
     """Raises a ``ValueError`` where a symbolic link lies below a folder that is about to be written to.
 
+    A link to a file beside it leads nowhere else, and is left: submitit keeps one for each script that it submits.
+
     Args:
         folder: The folder, which need not be there yet.
         skip: Names in it that are not looked into.
@@ -100,7 +102,8 @@ def refuse_links(folder: Path, skip: Collection[str] = (), *, itself: bool = Fal
         if Path(place) == folder:
             folders[:] = [name for name in folders if name not in skip or Path(place, name).is_symlink()]
         for name in (*folders, *files):
-            if (path := Path(place, name)).is_symlink():
+            path = Path(place, name)
+            if path.is_symlink() and (name in folders or path.resolve().parent != Path(place).resolve()):
                 raise _link_error(path)
 
 

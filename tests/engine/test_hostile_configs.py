@@ -52,6 +52,8 @@ def test_no_link_is_written_through(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="tensorboard is a symbolic link"):
         refuse_links(run)
     (run / "tensorboard").unlink()
+    (run / ".script.sh").symlink_to(run / "job.sh")  # to a file beside it, as submitit leaves them
+    refuse_links(run)
     write_atomically(run / "evaluation.yaml", "x")
     refuse_links(run)
     refuse_links(tmp_path / "not there yet")
