@@ -7,7 +7,9 @@ that are written otherwise.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
@@ -77,17 +79,31 @@ def replacing_by_name(path: Path) -> Iterator[Path]:
 
 
 def open_to_append(path: Path) -> BinaryIO:
-    """A file to write to behind what it holds; unbuffered, so that each ``write`` is whole or has an error.
+    """A file of lines to write to behind what it holds; unbuffered, so that each ``write`` is whole or has an error.
+
+    A line that an earlier process left unfinished is ended first, so that the next one is a line of its own.
 
     Raises:
-        OSError: It is a symbolic link, or can't be opened.
+        OSError: It is a symbolic link or no regular file, or can't be opened.
     """
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return open(os.open(path, flags, 0o666), "ab", buffering=0)
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        if status.st_size and os.pread(descriptor, 1, status.st_size - 1) != b"\n":
+            os.write(descriptor, b"\n")
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return open(descriptor, "ab", buffering=0)
 
 
 def refuse_links(folder: Path, skip: Collection[str] = (), *, itself: bool = False) -> None:
-    """Raises a ``ValueError`` where a symbolic link lies below a folder that is about to be written to.
+    """Raises a ``ValueError`` where a link, FIFO, socket or device lies below a folder that is about to be written to.
+
+    Whoever opens a FIFO waits for another process to open it too.
 
     A link to a file beside it leads nowhere else, and is left: submitit keeps one for each script that it submits.
 
@@ -103,8 +119,18 @@ def refuse_links(folder: Path, skip: Collection[str] = (), *, itself: bool = Fal
             folders[:] = [name for name in folders if name not in skip or Path(place, name).is_symlink()]
         for name in (*folders, *files):
             path = Path(place, name)
-            if path.is_symlink() and (name in folders or path.resolve().parent != Path(place).resolve()):
+            try:
+                mode = path.lstat().st_mode
+            except FileNotFoundError:  # another process's file that was being written
+                continue
+            if stat.S_ISLNK(mode):
+                if name not in folders and path.resolve().parent == Path(place).resolve():
+                    continue  # what it leads to is looked at itself
                 raise _link_error(path)
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise ValueError(
+                    f"{path} is neither a file nor a folder: remove it, or choose another folder"
+                )
 
 
 def _link_error(path: Path) -> ValueError:

@@ -189,11 +189,13 @@ def _keys(node: yaml.Node | None, above: _Key, nodes: tuple[int, ...]) -> Iterat
 def contradictions(overrides: Sequence[str]) -> Iterator[str]:
     """What is given twice among ``--key value``, ``--key=value`` and ``key=value``, with different values.
 
+    The values are not shown: they may hold a secret, such as a signed URL.
+
     Args:
         overrides: A command line.
 
     Yields:
-        A sentence for each: which value holds.
+        A sentence for each: which one holds.
     """
     given: dict[str, str] = {}
     for i, word in enumerate(overrides):
@@ -206,6 +208,8 @@ def contradictions(overrides: Sequence[str]) -> Iterator[str]:
             continue
         for other, earlier in given.items():
             within = name.startswith(f"{other}.") or other.startswith(f"{name}.")
-            if (other == name and earlier != value) or within:
-                yield f"{other}={earlier} and {name}={value} are both given; the later one holds"
+            if other == name and earlier != value:
+                yield f"{name} is given twice, with different values; the later one holds"
+            elif within:
+                yield f"{other} and {name} are both given; the later one holds"
         given[name] = value

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from pathlib import Path
 from typing import Any
 
 from atomic import open_to_append, write_atomically
+
+#: Bytes of a file that is read, at most; of a longer history the end is.
+LARGEST = 1 << 22
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
@@ -19,14 +24,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """The object in ``path``, or None where there is no such file.
 
     Raises:
-        ValueError: The file is there and holds no JSON object.
+        ValueError: The file is there and holds no JSON object, or can't be read.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        content = _read_end(path)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
     try:
-        value = json.loads(text)
+        value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON ({error}): remove it, or restore it from a copy") from error
     if not isinstance(value, dict):
@@ -48,9 +55,38 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 
 def last_line(path: Path) -> dict[str, Any] | None:
-    """The last complete line's object, or None where there is none."""
+    """The object of the last line that holds one, or None: a line may be torn where a process was killed.
+
+    Raises:
+        ValueError: The file can't be read.
+    """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        lines = _read_end(path).split(b"\n")
     except FileNotFoundError:
         return None
-    return json.loads(lines[-1]) if lines else None
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror}") from error
+    for line in reversed(lines[:-1]):
+        try:
+            value = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(value, dict):
+            return value
+    return None
+
+
+def _read_end(path: Path) -> bytes:
+    """The last ``LARGEST`` bytes of a regular file.
+
+    Raises:
+        ValueError: It is a FIFO, which would be waited for, or another thing that is no file.
+        OSError: It can't be opened or read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is no regular file: remove it")
+        file.seek(max(0, status.st_size - LARGEST))
+        return file.read(LARGEST)

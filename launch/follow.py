@@ -50,7 +50,10 @@ def _copy(log: Path, position: int) -> int:
 
 
 def _exit_code(run: Path) -> int:
-    history, status = last_line(run / "launch" / "history.jsonl"), read_status(run)
-    if history is not None and history["action"] == "finish":
+    try:
+        history, status = last_line(run / "launch" / "history.jsonl"), read_status(run)
+    except ValueError:  # what `describe` has said
+        return 1
+    if history is not None and history.get("action") == "finish":
         return 0
     return EXIT_RERUN if status is not None and status.state == "stopped" else 1

@@ -135,7 +135,7 @@ class TrainingJob:
         return Attempt(folder, number, count, self.rendezvous_seconds)
 
     def _attempt(self, attempt: Attempt, signals: Signals, restarts_left: int) -> Decision:
-        before = read_status(self.output_dir)
+        before = self._status(attempt)
         started = time.time()
         self._log(attempt, f"starting {self.processes} workers on node {attempt.node} of {attempt.nodes}")
         attempt.report(self._run(attempt, signals))
@@ -145,6 +145,14 @@ class TrainingJob:
         self._record(attempt, decision, started)
         attempt.announce(decision)
         return decision
+
+    def _status(self, attempt: Attempt) -> RunStatus | None:
+        """The run's own word; one that is damaged is none."""
+        try:
+            return read_status(self.output_dir)
+        except ValueError as error:
+            self._log(attempt, str(error))
+            return None
 
     def _run(self, attempt: Attempt, signals: Signals) -> int:
         """Runs torchrun to its end on this node and returns its exit status."""
@@ -192,7 +200,7 @@ class TrainingJob:
     ) -> Decision:
         """Node 0's reading of how the attempt ended."""
         reports = attempt.all_reports()
-        status = read_status(self.output_dir)
+        status = self._status(attempt)
         fresh = status is not None and (before is None or status.stamp != before.stamp)
         state = status.state if status is not None and fresh else ""
         where = f"newest complete checkpoint: step {newest_checkpoint(self.output_dir)}"

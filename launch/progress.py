@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from launch.files import read_json
 
@@ -42,7 +43,11 @@ class RunStatus:
 
 
 def read_status(output_dir: Path) -> RunStatus | None:
-    """The run's own word, or None where it has not spoken yet."""
+    """The run's own word, or None where it has not spoken yet.
+
+    Raises:
+        ValueError: ``status.json`` is damaged.
+    """
     path = output_dir / "status.json"
     value = read_json(path)
     if value is None:
@@ -51,12 +56,19 @@ def read_status(output_dir: Path) -> RunStatus | None:
     return RunStatus(
         state=str(value.get("state", "")),
         phase=str(value.get("phase", "")),
-        step=int(value.get("step", 0)),
-        total_steps=int(value.get("total_steps", 0)),
-        evaluated=int(value.get("evaluated", 0)),
+        step=_count(path, value, "step"),
+        total_steps=_count(path, value, "total_steps"),
+        evaluated=_count(path, value, "evaluated"),
         message=str(value.get("message", "")),
         stamp=(stat.st_mtime_ns, stat.st_ino),
     )
+
+
+def _count(path: Path, value: dict[str, Any], name: str) -> int:
+    count = value.get(name, 0)
+    if not isinstance(count, int) or isinstance(count, bool) or not 0 <= count < 1 << 63:
+        raise ValueError(f"{path} is damaged ({name} is {str(count)[:40]!r}, no count): remove it")
+    return count
 
 
 def newest_checkpoint(output_dir: Path) -> int | None:
@@ -71,8 +83,12 @@ def newest_checkpoint(output_dir: Path) -> int | None:
 def progress(output_dir: Path) -> tuple[int, int]:
     """How far a run is: step of its newest checkpoint (-1 without one), and 1 + parts evaluated once it is at that.
 
-    A stay on the cluster that leaves it as it was has gained nothing.
+    A stay on the cluster that leaves it as it was has gained nothing. A damaged ``status.json`` tells of no evaluation.
     """
-    step, status = newest_checkpoint(output_dir), read_status(output_dir)
+    step = newest_checkpoint(output_dir)
+    try:
+        status = read_status(output_dir)
+    except ValueError:
+        status = None
     evaluating = status is not None and status.phase == "evaluating"
     return -1 if step is None else step, 1 + status.evaluated if status is not None and evaluating else 0

@@ -15,6 +15,7 @@ from launch.torchrun import command_of, process_start
 
 _JOB_ID = re.compile(r"[1-9]\d{0,18}(_\d{1,9})?")
 _FILE = Path("launch") / "run.json"
+_TEXTS = ("name", "cluster", "job_id", "output_dir", "log", "code")
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def _read(file: Path) -> Submission:
         submission = Submission(**value)
     except TypeError as error:
         raise ValueError(f"{file} is no record of a submission: {error}") from error
+    if not all(isinstance(getattr(submission, name), str) for name in _TEXTS):
+        raise ValueError(f"{file} is no record of a submission: {', '.join(_TEXTS)} must be text")
     own = file.parent.parent
     if (
         not _JOB_ID.fullmatch(str(submission.job_id))
@@ -88,10 +91,16 @@ def _read(file: Path) -> Submission:
     return submission
 
 
-def all_submissions(folder: Path) -> list[Submission]:
-    """Everything submitted below ``folder / "runs"``."""
+def all_submissions(folder: Path) -> tuple[list[Submission], list[str]]:
+    """Everything submitted below ``folder / "runs"``, and what is wrong with records that can't be read."""
     files = [*(folder / "runs").glob(f"*/{_FILE}"), *(folder / "runs").glob(f"*/*/{_FILE}")]
-    return [_read(file) for file in sorted(files)]
+    found, wrong = [], []
+    for file in sorted(files):
+        try:
+            found.append(_read(file))
+        except ValueError as error:
+            wrong.append(str(error))
+    return found, wrong
 
 
 def job_states(submissions: Iterable[Submission]) -> dict[str, str]:

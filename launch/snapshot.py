@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -13,28 +13,31 @@ from launch.training import TrainingRun
 #: The folder that holds the code packages.
 ROOT = Path(__file__).resolve().parents[1]
 
-#: Not copied where there is no git to ask.
-_NOT_CODE = ("runs", "data", "build", ".git", ".venv", "__pycache__", "*.egg-info", ".*_cache")
-#: Never copied unless git tracks it.
-_SECRET = (".env*", "*.pem", "*.key", "id_*", "*credential*", "*secret*", "*token*", ".netrc", ".ssh", ".aws")
+#: Where there is no git to ask: folders that are not looked into, and the files that are copied of the others.
+_NOT_CODE = ("runs", "data", "build", "__pycache__", "*.egg-info", "wandb", ".*")
+_CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.txt", "*.md", "*.typed", "*.html", "*.css", "*.js", "*.sh")
+#: Never copied unless git tracks it; lower case, as names are before they are compared.
+_SECRET = (
+    ".env*", "*.pem", "*.key", "id_*", "*credential*", "*secret*", "*token*", "*passw*", "*api*key*", "*keys*",
+    ".netrc", ".ssh", ".aws",
+)  # fmt: skip
 #: Copied though git does not track it yet.
 _UNTRACKED_CODE = ("*.py", "*.yaml", "*.yml")
 
 
 def take_snapshot(target: Path, root: Path = ROOT) -> None:
-    """Copies the code into ``target``: what git tracks, new code, or all but data, runs and what may be secret.
+    """Copies the code into ``target``: what git tracks and new code, or without git the files that code is made of.
+
+    What may be secret by its name is left out unless git tracks it.
 
     Args:
-        target: A folder that does not exist yet; may lie inside ``root``.
+        target: A folder that does not exist yet, in one of snapshots alone; may lie inside ``root``.
         root: The tree to copy.
     """
     files = _git_files(root)
-    if files is None:
-        shutil.copytree(root, target, ignore=_ignore(target), symlinks=True)
-        return
-    for name in files:
+    for name in _code_files(root) if files is None else files:
         source, copy = root / name, target / name
-        if source.is_file() and target.parent.parent not in source.parents:
+        if source.is_file() and target.parent not in source.parents:  # nor earlier snapshots
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(source, copy)
 
@@ -77,7 +80,7 @@ def _git_files(root: Path) -> list[str] | None:
 
 
 def _may_be_secret(name: str) -> bool:
-    return any(fnmatch(part, pattern) for part in name.lower().split("/") for pattern in _SECRET)
+    return any(_matches(part, _SECRET) for part in name.lower().split("/"))
 
 
 def _list_files(root: Path, *options: str) -> list[str]:
@@ -91,12 +94,15 @@ def _list_files(root: Path, *options: str) -> list[str]:
     return [name for name in done.stdout.split("\0") if name]
 
 
-def _ignore(target: Path):
-    by_name = shutil.ignore_patterns(*_NOT_CODE, *_SECRET)
+def _code_files(root: Path) -> list[str]:
+    """Paths of code, configs and texts below ``root``, by their names."""
+    found = []
+    for place, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not _matches(name, _NOT_CODE) and not _may_be_secret(name)]
+        names = [name for name in files if _matches(name, _CODE) and not _may_be_secret(name)]
+        found += [str(Path(place, name).relative_to(root)) for name in names]
+    return found
 
-    def ignored(folder: str, names: Sequence[str]) -> set[str]:
-        return by_name(folder, list(names)) | {
-            n for n in names if Path(folder, n) in (target, *target.parents)
-        }
 
-    return ignored
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)

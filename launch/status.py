@@ -28,23 +28,35 @@ def main(arguments: list[str] | None = None) -> int:
     names = parser.parse_args(command_line(arguments)).names
     try:
         folder = Path.cwd()
-        found = [s for name in names for s in find_submissions(name, folder)] or all_submissions(folder)
+        found, wrong = [s for name in names for s in find_submissions(name, folder)], []
+        if not names:
+            found, wrong = all_submissions(folder)
         states = job_states(found)
     except ValueError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for submission in found:
         print(describe(submission, states[submission.job_id], in_full=bool(names)))
+    for problem in wrong:
+        print(problem)
     return 0
 
 
 def describe(submission: Submission, state: str, in_full: bool) -> str:
-    """One run in words.
+    """One run in words; of one whose files are damaged a line that says so.
 
     Args:
         submission: The run.
         state: The cluster's word on its job.
         in_full: With its history and where its log is.
     """
+    try:
+        return _describe(submission, state, in_full)
+    except (ValueError, OSError) as error:
+        name = Path(submission.output_dir).name
+        return f"{name}  {submission.cluster} job {submission.job_id} {state}  not known: {error}"
+
+
+def _describe(submission: Submission, state: str, in_full: bool) -> str:
     run = Path(submission.output_dir)
     status = read_status(run)
     step = f"step {status.step}/{status.total_steps} ({status.state})" if status else "not started"
@@ -60,7 +72,9 @@ def describe(submission: Submission, state: str, in_full: bool) -> str:
     ]
     history = last_line(run / "launch" / "history.jsonl")
     if history is not None:
-        parts.append(f"  launcher    {history['action']}, {_age(history['ended'])} ago: {history['message']}")
+        action, ended, message = (history.get(name) for name in ("action", "ended", "message"))
+        known = isinstance(ended, int | float) and 0 <= ended < 1e12
+        parts.append(f"  launcher    {action}{f', {_age(ended)} ago' if known else ''}: {message}")
     return "\n".join(parts)
 
 

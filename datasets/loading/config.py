@@ -27,7 +27,9 @@ class WeightedSet:
 
     def __post_init__(self) -> None:
         if not (self.weight >= 0 and math.isfinite(self.weight)):
-            raise ValueError(f"data.train: the weight of {self.path} is {self.weight}; it must be 0 or more")
+            raise ValueError(
+                f"data.train: the weight of {public(self.path)} is {self.weight}; it must be 0 or more"
+            )
 
 
 @dataclass(frozen=True)

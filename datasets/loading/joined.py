@@ -25,6 +25,7 @@ from datasets.loading.plan import EpochOrder, mix, sequence_rows, to_seeds
 from datasets.loading.reader import ClipReader
 from datasets.loading.sampling import SamplingConfig, epoch_order
 from datasets.shards.manifest import Label, ShardIndex
+from datasets.shards.names import public
 from datasets.shards.table import ClipTable
 
 _SET, _PLACE = range(0x5E75, 0x5E75 + 2)
@@ -147,8 +148,9 @@ def common_labels(locations: Sequence[str], indices: Sequence[ShardIndex]) -> tu
     for location, other in zip(locations[1:], names[1:], strict=True):
         if other != names[0]:
             raise ValueError(
-                f"{locations[0]} and {location} have different classes ({_difference(names[0], other)}): prepare "
-                f"both with the same --classes, such as the index.json of one of them"
+                f"{public(locations[0])} and {public(location)} have different classes "
+                f"({_difference(names[0], other)}): prepare both with the same --classes, "
+                "such as the index.json of one of them"
             )
     counts = [sum(index.labels[i].count for index in indices) for i in range(len(names[0]))]
     return tuple(replace(label, count=count) for label, count in zip(indices[0].labels, counts, strict=True))

@@ -40,6 +40,7 @@ from datasets.loading.frames import (
     random_frame,
 )
 from datasets.loading.plan import substitute_row
+from datasets.shards.names import public
 from datasets.shards.scan import split_name
 from datasets.shards.store import ShardStore
 from datasets.shards.table import Extent, key_checksum
@@ -133,7 +134,7 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         asked = {name: count for name, count in counts.items() if count is not None}
         missing = [name for name, count in asked.items() if not count]
         if missing and not (self.partial and len(missing) < len(asked)):
-            raise ShardError(f"no clip of {self.store.location} has {' or '.join(missing)}")
+            raise ShardError(f"no clip of {public(self.store.location)} has {' or '.join(missing)}")
         if choose is not None and counts["frames"]:
             self._check_frames(frames_needed(choose))
 
@@ -141,8 +142,8 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         most = self.table.most_frames
         if most < needed and not self.table.video_slots:
             raise ShardError(
-                f"{self.store.location} has {most} frames a clip, fewer than the {needed} needed: prepare it again "
-                f"from the videos with `python -m datasets.prepare ... --media.num_frames {needed}`, or ask for "
+                f"{public(self.store.location)} has {most} frames a clip, fewer than the {needed} needed: prepare it "
+                f"again from the videos with `python -m datasets.prepare ... --media.num_frames {needed}`, or ask for "
                 f"at most {most} frames"
             )
 

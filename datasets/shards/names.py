@@ -68,10 +68,9 @@ def join(location: str, name: str) -> str:
 
 
 def public(location: str) -> str:
-    """A location without what may be secret: a URL's user, query and fragment, all but a command's program and file."""
+    """A location without what may be secret: a URL's user, query and fragment, a whole command."""
     if is_pipe(location):
-        words = pipe_command(location).split() or [""]
-        return f"pipe:{words[0]} … {words[-1].rpartition('/')[2]}"
+        return "pipe:…"
     if not is_url(location):
         return location
     try:

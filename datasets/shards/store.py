@@ -125,7 +125,10 @@ class ShardStore:
         path = self._cache() / _cache_name(url)
         with self._lock(url):
             if not path.exists():
-                self._fetch(url, path, expected=shard.bytes)
+                try:
+                    self._fetch(url, path, expected=shard.bytes)
+                except ShardError as error:
+                    raise ShardError(f"{shard.name}: {error}") from error
             os.utime(path)  # so that the cache knows when it was last in use
         return path
 

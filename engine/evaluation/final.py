@@ -10,6 +10,7 @@ from torch import Tensor
 
 from datasets.loading.config import ClipNeeds
 from datasets.loading.loader import evaluation_loader
+from datasets.shards.names import public
 from engine.evaluation.evaluation import Evaluation
 from engine.evaluation.features import Features, embed_set, encoder_vectors
 from engine.evaluation.files import summary_lines, write_report
@@ -103,7 +104,7 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
             )
         ]
         return {
-            "shards": self.shards,
+            "shards": public(self.shards),
             "clips": len(predictions.ids),
             "unreadable": [failure.id for failure in predictions.failures],
             "classes": len(self.train.classes),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from datasets.batch import AVBatch
+from datasets.shards.names import public
 from engine.evaluation.evaluation import Evaluation
 from engine.evaluation.files import write_report
 from engine.evaluation.head_scores import class_table, single_label_scores
@@ -116,7 +117,7 @@ class FusionEvaluation(Evaluation[FusionRunConfig, FusionObjective]):
             if len(labels) and is_single_label(labels):
                 table += [{"head": name, **row} for row in class_table(scores, labels, list(head.classes))]
         return {
-            "shards": self.shards,
+            "shards": public(self.shards),
             "clips": len(predictions.ids),
             "unreadable": [failure.id for failure in predictions.failures],
             "heads": {name: list(head.classes) for name, head in objective.heads.items()},

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
-from datasets.decode import DecodeError, decode_audio, decode_frame, resize_and_crop
-from datasets.guard import DecoderDiedError, Guard
+from datasets.decode import decode_audio, decode_frame, resize_and_crop
+from datasets.guard import Guard
 from datasets.loading.config import ClipNeeds
 from datasets.loading.frames import frames_wanted
 from datasets.loading.reader import VIDEO_FRAMES, ClipReader
@@ -27,7 +27,7 @@ from datasets.media.suffixes import PICTURE_SUFFIXES, SOUND_SUFFIXES, VIDEO_SUFF
 from datasets.prepare.encode import encode_jpeg
 from datasets.prepare.sources import printable
 from datasets.shards.manifest import INDEX_NAME
-from datasets.subtitles import SubtitleError, find_subtitles, read_subtitles, said_between
+from datasets.subtitles import find_subtitles, read_subtitles, said_between
 
 _SHORTER_SIDE = 256  # as in prepared shards
 
@@ -267,7 +267,7 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             self._guarded = Guard(copy.copy(self)._read)
         try:
             return self._guarded(piece, ticket)
-        except (DecodeError, DecoderDiedError, MediaError, SubtitleError, OSError) as error:
+        except (OSError, MemoryError, ValueError, OverflowError) as error:  # decoders' own are ValueErrors
             place = f"at {piece.start:.3f} s: " if piece.start else ""
             return ReadFailure(printable(piece.name), str(self.folder), f"{place}{error}")
 

@@ -279,7 +279,7 @@ def check_classes(run: Path, train: LabelledSet) -> None:
     classes = kept_classes(run)
     if classes is not None and classes != train.classes:
         raise ValueError(
-            f"{run} was trained on other classes ({run / CLASSES}) than {train.location} has; use another output_dir"
+            f"{run} was trained on other classes ({run / CLASSES}) than {train.shown} has; use another output_dir"
         )
 
 

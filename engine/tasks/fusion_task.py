@@ -60,7 +60,7 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
             row = int(rows[count > 1][0])
             raise ValueError(
                 f"objective.heads: {name} has the loss cross_entropy, which needs one class a clip, and "
-                f"{int((count > 1).sum())} clips of {train.location} have several, such as {train.table.id(row)!r}; "
+                f"{int((count > 1).sum())} clips of {train.shown} have several, such as {train.table.id(row)!r}; "
                 "use bce"
             )
         return int((count > 0).sum())

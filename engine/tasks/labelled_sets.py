@@ -17,6 +17,7 @@ from datasets.loading.joined import common_labels
 from datasets.loading.loader import open_store
 from datasets.loading.sampling import class_counts, subset_rows
 from datasets.shards.manifest import ShardIndex
+from datasets.shards.names import public
 from datasets.shards.table import ClipTable
 from engine.objectives.classification import LossName
 from engine.parallel.world import World
@@ -40,6 +41,11 @@ class LabelledSet:
     table: ClipTable
 
     @property
+    def shown(self) -> str:
+        """The location as it may be written into logs and reports."""
+        return public(self.location)
+
+    @property
     def classes(self) -> list[str]:
         """Names of the vocabulary, in order."""
         return [label.name for label in self.index.labels]
@@ -55,7 +61,7 @@ def open_labelled(config: LabelledConfig, location: str) -> LabelledSet:
     index, table = open_store(config.data, location).open_index()
     if not index.labels or not len(table.label_ids):
         raise ValueError(
-            f"{location} has no labels: prepare it with `python -m datasets.prepare VIDEOS OUT --labels FILE`"
+            f"{public(location)} has no labels: prepare it with `python -m datasets.prepare VIDEOS OUT --labels FILE`"
         )
     return LabelledSet(location, index, table)
 
@@ -101,7 +107,7 @@ def _check_labels(config: FinetuneConfig, train: LabelledSet) -> NDArray[np.int6
             row = int(wrong[0])
             raise ValueError(
                 f"objective.loss cross_entropy needs one label a clip, but {len(wrong)} clips of "
-                f"{train.location} have several or none, such as {train.table.id(row)!r} with "
+                f"{train.shown} have several or none, such as {train.table.id(row)!r} with "
                 f"{per_clip[row]}; use objective.loss bce"
             )
     return class_counts(train.table, rows)
@@ -121,7 +127,7 @@ def check_held_out(config: LabelledConfig, train: LabelledSet) -> None:
         for other in (train, open_labelled(config, config.evaluation_shards)):
             if not (other.table.num_with_audio and other.table.num_with_frames):
                 raise ValueError(
-                    f"evaluation.frozen_features needs sound and frames, and {other.location} lacks one of them"
+                    f"evaluation.frozen_features needs sound and frames, and {other.shown} lacks one of them"
                 )
 
 
@@ -135,7 +141,7 @@ def class_places(train: LabelledSet, other: LabelledSet) -> list[int]:
     unknown = [name for name in other.classes if name not in places]
     if unknown:
         raise ValueError(
-            f"{other.location} has classes that the vocabulary of {train.location} lacks: {_some(unknown)}"
+            f"{other.shown} has classes that the vocabulary of {train.shown} lacks: {_some(unknown)}"
         )
     return [places[name] for name in other.classes]
 

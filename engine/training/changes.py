@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from datasets.shards.names import is_pipe, public
 from engine.settings import flatten
 from engine.training.checkpoint import Checkpoint, CheckpointError
 from strict_yaml import load_yaml
@@ -94,4 +95,15 @@ def check_groups(checkpoint: Checkpoint, now: dict[str, list[str]], config_yaml:
 
 
 def _listed(changes: Mapping[str, tuple[object, object]], keys: list[str]) -> str:
-    return "; ".join(f"{key}: {changes[key][0]} → {changes[key][1]}" for key in keys)
+    return "; ".join(f"{key}: {_shown(changes[key][0])} → {_shown(changes[key][1])}" for key in keys)
+
+
+def _shown(value: object) -> object:
+    """A setting without what is secret in the locations that it names."""
+    if isinstance(value, str):
+        return public(value) if "://" in value or is_pipe(value) else value
+    if isinstance(value, list):
+        return [_shown(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _shown(item) for key, item in value.items()}
+    return value

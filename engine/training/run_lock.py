@@ -8,11 +8,13 @@ beat that it changes while it lives. Nobody ever has to remove it:
 * On another machine (a node may be lost, and an NFS knows nothing of processes) the beat tells: if it has not changed
   for ``PATIENCE_SECONDS`` by this machine's own clock, its process is gone.
 
-Only rank 0 holds the lock. It is taken by a hard link, which is atomic on NFS too.
+Only rank 0 holds the lock. It is taken by a hard link, which is atomic on NFS too; on a file system without hard links
+(exFAT, SMB, some that are mounted by FUSE) by a file that must be new.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -25,12 +27,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from atomic import write_atomically
+from datasets.untrusted import parse_json, read_bounded
 from engine.parallel.world import World
 from engine.training.runlog import logger
 
 LOCK_NAME = "run.lock"
 BEAT_SECONDS = 10.0
 PATIENCE_SECONDS = 40.0
+_LARGEST = 10_000  # bytes
 
 
 class RunInUseError(ValueError):
@@ -96,7 +100,7 @@ def hold_run(run: Path, world: World) -> Iterator[None]:
 def is_held_by_another(run: Path) -> bool:
     """Whether another process holds a folder, as far as this machine can know without waiting."""
     try:
-        holder = Holder(**json.loads((run / LOCK_NAME).read_bytes()))
+        holder = Holder(**parse_json(read_bounded(run / LOCK_NAME, _LARGEST)))
     except (OSError, ValueError, TypeError):
         return False
     return holder.pid != os.getpid() and holder.lives_here() is not False
@@ -127,9 +131,12 @@ class RunLock:
         try:
             while True:
                 with suppress(FileExistsError):
-                    os.link(own, self._path)
+                    _name(own, self._path)
                     return
                 holder = _read(self._path)
+                if holder is None:  # without hard links another process may be writing it just now
+                    time.sleep(0.2)
+                    holder = _read(self._path)
                 if holder is not None and _is_alive(self._path, holder):
                     raise RunInUseError(
                         f"{self._path.parent} is in use by process {holder.pid} on {holder.host}: one run to a "
@@ -149,7 +156,7 @@ class RunLock:
         found = _read(aside)
         if found is not None and (holder is None or found.token != holder.token):
             with suppress(FileExistsError):
-                os.link(aside, self._path)
+                _name(aside, self._path)
         elif found is not None:
             logger.warning(
                 "%s: taken over from process %d on %s, which is gone",
@@ -182,6 +189,22 @@ class RunLock:
                 folder.rmdir()
 
 
+def _name(file: Path, name: Path) -> None:
+    """Gives a file a second name.
+
+    Raises:
+        FileExistsError: There is one of that name.
+    """
+    try:
+        os.link(file, name)
+    except OSError as error:
+        # FileExistsError first: it is what a file system with hard links says of a name that is taken.
+        if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK):
+            raise
+        with open(name, "xb") as copy:
+            copy.write(file.read_bytes())
+
+
 def _is_alive(path: Path, holder: Holder) -> bool:
     """Whether a lock's process lives, as far as can be told; looks at its beat where it runs elsewhere."""
     lives = holder.lives_here()
@@ -205,7 +228,7 @@ def _is_alive(path: Path, holder: Holder) -> bool:
 def _read(path: Path) -> Holder | None:
     """What a lock says; None where there is none, or none that means anything."""
     try:
-        return Holder(**json.loads(path.read_bytes()))
+        return Holder(**parse_json(read_bounded(path, _LARGEST)))
     except (OSError, ValueError, TypeError):
         return None
 

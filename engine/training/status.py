@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from atomic import write_atomically
+from datasets.untrusted import parse_json, read_bounded
 
 NAME = "status.json"
 _EMPTY: dict[str, Any] = {
@@ -22,6 +23,7 @@ _EMPTY: dict[str, Any] = {
     "evaluated": 0,
     "message": "",
 }
+_LARGEST = 1 << 20  # bytes
 #: When this process began: an older word is another's.
 _STARTED = time.time()
 
@@ -29,7 +31,7 @@ _STARTED = time.time()
 def read_status(folder: Path) -> dict[str, Any]:
     """The state last written, with empty values where there is none that can be read."""
     try:
-        found = json.loads((folder / NAME).read_bytes())
+        found = parse_json(read_bounded(folder / NAME, _LARGEST))
     except (OSError, ValueError):
         found = {}
     return _EMPTY | (found if isinstance(found, dict) else {})

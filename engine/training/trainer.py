@@ -21,6 +21,7 @@ from atomic import write_atomically
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients
+from engine.parallel.watch import StepWatch
 from engine.parallel.world import World
 from engine.training.attempts import Attempt, device_name
 from engine.training.checkpoint import (
@@ -125,6 +126,7 @@ class Trainer:
         run = self.run if world.is_main else None
         self.log = RunLog(run, self.step, self.total_steps, config.log, config_yaml)
         self.stop = StopRequest(world)
+        self._watch = StepWatch(world.rank, world.size)
         self._metrics = MetricBuffer(self.config.log_interval, world.device)
         self._ids: dict[int, list[str]] = {}
         self._failures: list[ReadFailure] = []
@@ -157,7 +159,8 @@ class Trainer:
         if self.world.is_main:
             self._attempt.note(self.run)
         try:
-            finished = self._fit()
+            with self._watch:
+                finished = self._fit()
         except BaseException as error:
             self.log.status(self.step, state="failed", message=f"{type(error).__name__}: {error}")
             raise
@@ -176,12 +179,12 @@ class Trainer:
         while self.step < self.total_steps:
             self._train_step(batches)
             due = self._due()
-            if due.anything:
-                bad_step = self._report()
-                if bad_step is not None:
-                    self._go_back(bad_step)
-                    batches = self._batches()
-                    continue
+            bad_step = self._report() if due.anything else None
+            self._watch.end()
+            if bad_step is not None:
+                self._go_back(bad_step)
+                batches = self._batches()
+                continue
             if due.evaluation:
                 self._evaluate()
             for hook in due.hooks:
@@ -228,6 +231,7 @@ class Trainer:
         for batch in micro_batches:
             self._failures += batch.failures
             self._budget.seen += len(batch) * self.world.size
+        self._watch.begin(self.step + 1)
         rates = set_lr(self.engine.optimizer, self._lr)
         self.objective.before_step(self.step, self._steps_per_epoch)
         metrics: dict[str, torch.Tensor] = {}

@@ -371,3 +371,61 @@ def test_a_wav_of_unknown_length_is_read_to_its_end(tmp_path: Path):
     for unknown in (0xFFFFFFFF, 0x7FFFFFDB, 0):
         data[4:8], data[place : place + 4] = struct.pack("<I", unknown), struct.pack("<I", unknown)
         assert len(decode_audio(data)) == 6 * 16_000
+
+
+def clock_slowed(path: Path, factor: int, kinds: Sequence[bytes]) -> Path:
+    """An MP4 whose streams of these kinds say that their seconds are ``factor`` as long."""
+    content = bytearray(path.read_bytes())
+    at = 0
+    while (at := content.find(b"mdhd", at + 1)) >= 0:
+        handler = content.index(b"hdlr", at)
+        if content[handler + 12 : handler + 16] in kinds:
+            (scale,) = struct.unpack_from(">I", content, at + 16)
+            struct.pack_into(">I", content, at + 16, max(1, scale // factor))
+    path.write_bytes(content)
+    return path
+
+
+def jumped(path: Path, seconds: int, kinds: Sequence[str]) -> Path:
+    """A Matroska file whose last packets of these kinds come ``seconds`` later."""
+    content = path.read_bytes()
+    with av.open(io.BytesIO(content), "r") as source, av.open(str(path), "w") as target:
+        streams = {stream: target.add_stream_from_template(stream) for stream in source.streams}
+        packets = [packet for packet in source.demux() if packet.dts is not None]
+        late = [packet for packet in packets if (packet.dts or 0) * (packet.time_base or 0) > 12]
+        for packet in late:
+            if packet.stream.type in kinds:
+                ticks = int(seconds / (packet.time_base or 1))
+                packet.dts, packet.pts = (packet.dts or 0) + ticks, (packet.pts or 0) + ticks
+        for packet in packets:
+            packet.stream = streams[packet.stream]
+            target.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("streams", ["sound", "picture", "both"])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_length_that_the_sound_does_not_carry_is_none(tmp_path: Path, suffix: str, streams: str):
+    path = write_media(tmp_path / f"a.{suffix}", 13)
+    if suffix == "mp4":
+        clock_slowed(
+            path, 1000, {"sound": [b"soun"], "picture": [b"vide"], "both": [b"soun", b"vide"]}[streams]
+        )
+    else:
+        jumped(path, 10**9, {"sound": ["audio"], "picture": ["video"], "both": ["audio", "video"]}[streams])
+    with av.open(str(path)) as container:
+        assert (container.duration or 0) > 5000e6
+    assert media_length(path) is None
+
+
+def test_the_longest_slide_is_no_wrong_length(tmp_path: Path):
+    """One picture for the length of the sound, and a picture that goes on for minutes after it."""
+    path = write_media(tmp_path / "still.mkv", 40, video="mjpeg", pictures={0.0: 1})
+    assert media_length(path) == pytest.approx(40, abs=0.2)
+    path = write_media(tmp_path / "on.mkv", 20, video="mjpeg", pictures={0.0: 1, 10.0: 2, 200.0: 3})
+    assert media_length(path) == pytest.approx(200, abs=0.2)
+    path = write_media(
+        tmp_path / "soft.mkv", 40, audio="libopus", pictures={0.0: 1}, codec_options={"b": "6000"}
+    )
+
+    assert media_length(path) == pytest.approx(40, abs=0.2)

@@ -84,7 +84,7 @@ def test_failed_and_short_fetches_are_errors_and_leave_nothing(folder, tmp_path,
     location = command.format(folder=folder) if "folder" in command else command
     store = ShardStore(location, tmp_path / "cache", retry_delays=(0.0,))
     with pytest.raises(
-        ShardError, match=r"pipe:.*shard-000000.tar (can't be fetched|gave \d+ bytes, the index says)"
+        ShardError, match=r"shard-000000.tar: pipe:… (can't be fetched|gave \d+ bytes, the index says)"
     ):
         store.path(ShardIndex.load(folder).shards[0])
     assert not cached(tmp_path / "cache")

@@ -15,6 +15,8 @@ from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_con
 from engine.parallel.world import World
 from engine.training.checkpoint import CheckpointError, newest_sound_checkpoint
 from engine.training.integrity import write_sealed
+from engine.training.run_lock import is_held_by_another
+from engine.training.status import fail_status, read_status
 from strict_yaml import load_yaml, load_yaml_file
 
 
@@ -57,6 +59,19 @@ def test_no_link_is_written_through(tmp_path: Path) -> None:
     write_atomically(run / "evaluation.yaml", "x")
     refuse_links(run)
     refuse_links(tmp_path / "not there yet")
+
+
+@pytest.mark.parametrize(
+    "name", ["run.lock", "status.json", "metrics.jsonl", "checkpoints/step_00000004/state.json", "launch"]
+)
+def test_a_pipe_in_a_runs_folder_is_refused_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name} is neither a file nor a folder"):
+        refuse_links(tmp_path, skip=("launch", "wandb"))
+    assert not is_held_by_another(tmp_path)
+    fail_status(tmp_path, "refused")  # as the programs do then
+    assert read_status(tmp_path)["message"] == "refused"
 
 
 def bomb(levels: int) -> str:

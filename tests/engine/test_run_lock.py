@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -79,6 +80,19 @@ def test_another_machines_run_is_known_by_its_beat(tmp_path: Path, monkeypatch, 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"host": 1}'])
 def test_a_lock_that_means_nothing_locks_nothing(tmp_path: Path, content: bytes):
     (tmp_path / LOCK_NAME).write_bytes(content)
+    RunLock(tmp_path).release()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_system_without_hard_links_locks_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def no_link(*_: object) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_link)
+    lock = RunLock(tmp_path)
+    with pytest.raises(RunInUseError, match=f"in use by process {os.getpid()}"):
+        RunLock(tmp_path)
+    lock.release()
     RunLock(tmp_path).release()
     assert not list(tmp_path.iterdir())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from engine.training.checkpoint import find_checkpoints
 from engine.training.runlog import read_metrics
 
 
-def test_non_finite_steps(tmp_path: Path) -> None:
-    """Found by both ranks though only one met it; named; passed over; given up on when it goes on."""
+def test_non_finite_steps_and_a_stopped_rank(tmp_path: Path) -> None:
+    """Found by both ranks though only one met it; named; passed over; given up on when it goes on. Waiting is said."""
     cases = [
         {"steps": [5], "zero_stage": 0, "gradient_only": False},
         {"steps": [5], "zero_stage": 1, "gradient_only": True},
@@ -23,6 +24,7 @@ def test_non_finite_steps(tmp_path: Path) -> None:
         # The first dozen of 24 clips is in step 1, 3, 5 and 7, of which the last is one too many.
         {"steps": [], "zero_stage": 1, "gradient_only": False, "clip": "clip3"},
         {"steps": [], "zero_stage": 0, "gradient_only": True, "clip": "clip9"},
+        {"steps": [], "stopped_in": 5},
     ]
     runs = [{"run": str(tmp_path / str(i)), **case} for i, case in enumerate(cases)]
     first, second = run_ranks("support.mishaps:spoilt_runs", 2, runs=runs)
@@ -40,7 +42,7 @@ def test_non_finite_steps(tmp_path: Path) -> None:
         assert json.loads((tmp_path / folder / "skipped_steps.json").read_text()) == [5]
         assert [record["step"] for record in read_metrics(tmp_path / folder)][-1] == 8
         assert "each of these clips alone is finite, with the weights of step 4" in result["said"]
-    for result, clip in zip(first[3:], ("clip3", "clip9"), strict=True):
+    for result, clip in zip(first[3:5], ("clip3", "clip9"), strict=True):
         assert "after 3 such steps" in result["error"]
         for step in (0, 0, 4):
             assert f"not finite alone, with the weights of step {step}: {clip}\n" in result["said"]
@@ -51,6 +53,8 @@ def test_non_finite_steps(tmp_path: Path) -> None:
     assert "it goes on from step 0" in first[2]["error"]
     names = sorted(path.name for path in (tmp_path / "2" / "checkpoints").iterdir())
     assert names == ["step_00000000", "suspect_step_00000004"]
+    assert first[5]["error"] is None
+    assert re.search(r"rank 0 has waited [2-9] s for the others in step 6 \(", first[5]["said"])
 
 
 def test_bad_steps_far_from_each_other_do_not_add_up(tmp_path: Path) -> None:

@@ -101,7 +101,15 @@ def test_snapshot_holds_code_and_no_secret(tmp_path):
     (tree / "configs").mkdir(parents=True)
     for name, text in {".gitignore": "runs/\n", "train.py": "old", "configs/c.yaml": "a: 1"}.items():
         (tree / name).write_text(text)
-    for name in (".env", "key.pem", "configs/secrets.yaml", "id_rsa", "notes.txt"):
+    for name in (
+        ".env",
+        "key.pem",
+        "configs/secrets.yaml",
+        "id_rsa",
+        "notes.txt",
+        "API_Keys.py",
+        "configs/Passwords.yaml",
+    ):
         (tree / name).write_text("secret")
     subprocess.run(["git", "init", "--quiet", tree], check=True)
     snapshot = tree / "runs" / "r" / "launch" / "code" / "now"
@@ -118,14 +126,17 @@ def test_snapshot_holds_code_and_no_secret(tmp_path):
 
 def test_snapshot_without_git_leaves_runs_and_data_out(tmp_path):
     tree = tmp_path / "tree"
-    for name in ("runs/r/x", "data/x", "models/m.py", "main.py"):
+    for name in (
+        "runs/r/x.py", "data/x.py", "wandb/x.py", ".venv/x.py", ".pgpass", "my-API-key.txt", "Token.yaml", "keys/a.py",
+        "weights.npz", "models/m.py", "models/page.css", "main.py",
+    ):  # fmt: skip
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).touch()
     take_snapshot(tree / "out" / "code", tree)
     copied = sorted(
         str(p.relative_to(tree / "out/code")) for p in (tree / "out/code").rglob("*") if p.is_file()
     )
-    assert copied == ["main.py", "models/m.py"]
+    assert copied == ["main.py", "models/m.py", "models/page.css"]
 
 
 def test_unknown_setting_is_refused_by_name(tmp_path):

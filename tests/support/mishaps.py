@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import signal
+import subprocess
 import traceback
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -18,6 +21,7 @@ import engine.training.trainer as trainer_module
 from datasets.batch import AVBatch, FailureBudget, ReadFailure, TooManyFailuresError
 from engine.objectives.cav_mae import CavMae
 from engine.parallel.deepspeed_engine import ParallelConfig
+from engine.parallel.watch import StepWatch
 from engine.parallel.world import World, distributed
 from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.optimizer import OptimizerConfig
@@ -32,12 +36,16 @@ class Spoilt(CavMae):
     steps: Collection[int] = ()
     clip = ""
     gradient_only = False
+    stopped_in: int | None = None
     trainer: Trainer | None = None
     world: World
 
     def forward(self, batch: AVBatch) -> dict[str, Tensor]:
         values = super().forward(batch)
         assert self.trainer is not None
+        if self.trainer.step == self.stopped_in and self.world.rank == 1:
+            subprocess.Popen(["sh", "-c", f"sleep 4; kill -CONT {os.getpid()}"])
+            os.kill(os.getpid(), signal.SIGSTOP)
         spoilt = self.clip in batch.ids
         if spoilt or (self.trainer.step in self.steps and self.world.rank == self.world.size - 1):
             parameter = next(self.model.parameters())
@@ -61,6 +69,7 @@ def _spoilt_run(
     gradient_only: bool = False,
     stretch: int = 1000,
     clip: str = "",
+    stopped_in: int | None = None,
 ) -> dict:
     trainer_module.STRETCH = stretch
     parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
@@ -71,7 +80,9 @@ def _spoilt_run(
     logger.addHandler(said)
     trainer = make_trainer(world, Path(run), train, objective=objective)
     objective.steps, objective.gradient_only, objective.trainer = steps, gradient_only, trainer
-    objective.world, objective.clip = world, clip
+    objective.world, objective.clip, objective.stopped_in = world, clip, stopped_in
+    if stopped_in is not None:
+        trainer._watch = StepWatch(world.rank, world.size, first=2.0, period=0.25)
     error = None
     try:
         assert trainer.fit()
