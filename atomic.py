@@ -101,11 +101,10 @@ def open_to_append(path: Path) -> BinaryIO:
 
 
 def refuse_links(folder: Path, skip: Collection[str] = (), *, itself: bool = False) -> None:
-    """Raises a ``ValueError`` where a link, FIFO, socket or device lies below a folder that is about to be written to.
+    """Raises a ``ValueError`` where a folder that is about to be written to holds more than files and folders.
 
-    Whoever opens a FIFO waits for another process to open it too.
-
-    A link to a file beside it leads nowhere else, and is left: submitit keeps one for each script that it submits.
+    A symbolic link leads elsewhere, and opening a FIFO waits for another process. A link to a file beside it does not
+    lead elsewhere, and is left: submitit keeps one for each script that it submits.
 
     Args:
         folder: The folder, which need not be there yet.

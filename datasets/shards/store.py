@@ -28,7 +28,7 @@ from atomic import replacing
 from datasets.index import check_size
 from datasets.shards.fetch import fetch
 from datasets.shards.manifest import INDEX_NAME, LARGEST_INDEX, ShardIndex
-from datasets.shards.names import check_location, is_url, join, public
+from datasets.shards.names import check_location, is_pipe, is_url, join, public
 from datasets.shards.table import TABLE_NAME, ClipTable
 from datasets.shards.tar import ShardError, ShardInfo
 
@@ -95,12 +95,12 @@ class ShardStore:
             url
         ):  # the index is small and fetched each time, the table kept for as long as it fits
             copy = folder / _cache_name(url)
-            self._fetch(url, copy, largest=LARGEST_INDEX)
+            self._fetch(INDEX_NAME, copy, largest=LARGEST_INDEX)
             index = ShardIndex.load_file(copy, public(url))
             table = folder / f"{index.fingerprint}.table"
             if not table.exists():
                 largest = min(self.cache_bytes, LARGEST_INDEX + _LARGEST_ROW * index.samples)
-                self._fetch(self.url(TABLE_NAME), table, largest=largest)
+                self._fetch(TABLE_NAME, table, largest=largest)
         return index, ClipTable.open(table, index.fingerprint)
 
     def check(self, shards: tuple[ShardInfo, ...]) -> None:
@@ -125,10 +125,7 @@ class ShardStore:
         path = self._cache() / _cache_name(url)
         with self._lock(url):
             if not path.exists():
-                try:
-                    self._fetch(url, path, expected=shard.bytes)
-                except ShardError as error:
-                    raise ShardError(f"{shard.name}: {error}") from error
+                self._fetch(shard.name, path, expected=shard.bytes)
             os.utime(path)  # so that the cache knows when it was last in use
         return path
 
@@ -176,13 +173,20 @@ class ShardStore:
         match = _OWN.fullmatch(name)
         return match is not None and (self._cache() / _LOCKS / match[1]).exists()
 
-    def _fetch(self, url: str, path: Path, *, expected: int | None = None, largest: int = 0) -> None:
+    def _fetch(self, name: str, path: Path, *, expected: int | None = None, largest: int = 0) -> None:
+        url = self.url(name)
         for delay in self.retry_delays:
             try:
                 return self._download(url, path, expected, largest)
             except ShardError:
                 time.sleep(delay)
-        self._download(url, path, expected, largest)
+        try:
+            self._download(url, path, expected, largest)
+        except ShardError as error:
+            if not is_pipe(url):
+                raise
+            # Nothing of a command is shown, so the error does not yet say which file it is about.
+            raise ShardError(f"{name}: {error}") from error
 
     def _download(self, url: str, path: Path, expected: int | None, largest: int) -> None:
         try:

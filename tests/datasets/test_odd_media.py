@@ -374,8 +374,8 @@ def test_a_wav_of_unknown_length_is_read_to_its_end(tmp_path: Path):
 
 
 def clock_slowed(path: Path, factor: int, kinds: Sequence[bytes]) -> Path:
-    """An MP4 whose streams of these kinds say that their seconds are ``factor`` as long."""
-    content = bytearray(path.read_bytes())
+    """An MP4 whose streams of these kinds say that their seconds are ``factor`` as long, without lists of edits."""
+    content = bytearray(path.read_bytes().replace(b"edts", b"free"))
     at = 0
     while (at := content.find(b"mdhd", at + 1)) >= 0:
         handler = content.index(b"hdlr", at)
@@ -407,12 +407,11 @@ def jumped(path: Path, seconds: int, kinds: Sequence[str]) -> Path:
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_length_that_the_sound_does_not_carry_is_none(tmp_path: Path, suffix: str, streams: str):
     path = write_media(tmp_path / f"a.{suffix}", 13)
+    kinds = {"sound": ["audio"], "picture": ["video"], "both": ["audio", "video"]}[streams]
     if suffix == "mp4":
-        clock_slowed(
-            path, 1000, {"sound": [b"soun"], "picture": [b"vide"], "both": [b"soun", b"vide"]}[streams]
-        )
+        clock_slowed(path, 1000, [{"audio": b"soun", "video": b"vide"}[kind] for kind in kinds])
     else:
-        jumped(path, 10**9, {"sound": ["audio"], "picture": ["video"], "both": ["audio", "video"]}[streams])
+        jumped(path, 10**9, kinds)
     with av.open(str(path)) as container:
         assert (container.duration or 0) > 5000e6
     assert media_length(path) is None
@@ -427,5 +426,4 @@ def test_the_longest_slide_is_no_wrong_length(tmp_path: Path):
     path = write_media(
         tmp_path / "soft.mkv", 40, audio="libopus", pictures={0.0: 1}, codec_options={"b": "6000"}
     )
-
     assert media_length(path) == pytest.approx(40, abs=0.2)
