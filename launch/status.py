@@ -72,9 +72,9 @@ def _describe(submission: Submission, state: str, in_full: bool) -> str:
     ]
     history = last_line(run / "launch" / "history.jsonl")
     if history is not None:
-        action, ended, message = (history.get(name) for name in ("action", "ended", "message"))
-        known = isinstance(ended, int | float) and 0 <= ended < 1e12
-        parts.append(f"  launcher    {action}{f', {_age(ended)} ago' if known else ''}: {message}")
+        ended = history.get("ended")
+        age = f", {_age(ended)} ago" if isinstance(ended, int | float) and 0 <= ended < 1e12 else ""
+        parts.append(f"  launcher    {history.get('action')}{age}: {history.get('message')}")
     return "\n".join(parts)
 
 
