@@ -6,7 +6,7 @@ video frames, ``C H W`` picture, ``L`` tokens, ``K`` kept tokens, ``D`` width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import NamedTuple
 
@@ -118,6 +118,19 @@ class AVBatch:
         """Some of the clips."""
         text = None if self.text is None else self.text[chosen]
         return replace(self._map(lambda tensor: tensor[chosen]), ids=self.ids[chosen], text=text)
+
+    def without(self, left_out: Mapping[int, ReadFailure]) -> AVBatch:
+        """The batch without the clips at these places, which are among its failures instead."""
+        if not left_out:
+            return self
+        kept = [place for place in range(len(self)) if place not in left_out]
+        rows = torch.tensor(kept, dtype=torch.int64, device=self.rows.device)
+        return replace(
+            self._map(lambda tensor: tensor[rows]),
+            ids=[self.ids[place] for place in kept],
+            failures=[*self.failures, *left_out.values()],
+            text=None if self.text is None else [self.text[place] for place in kept],
+        )
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> AVBatch:
         """The same batch with its tensors on ``device``."""

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
@@ -85,13 +86,23 @@ class Encoder(nn.Module, ABC, Generic[C]):
             (B, feature_dim) float32, pooled, not normalised.
         """
 
-    def sound_tokens(self, fbank: Tensor) -> Tokens:
+    def sound_tokens(self, fbank: Tensor, columns: Tensor | None = None) -> Tokens:
         """The tokens of the sound alone, of the grid (F', T'); by default one, what `embed` gives.
 
         Args:
             fbank: (B, T, F) normalised log-mel.
+            columns: (B,) how many columns of audio patches hold sound; None for all. It matters to what gives one token
+                of the whole: of several, those of padding are known by their places.
         """
-        return _one_token(self.embed(fbank, None).audio, 2)
+        if columns is None:
+            return _one_token(self.embed(fbank, None).audio, 2)
+        # Clips with as many columns go together, as in `models.pretrained`.
+        groups = [(count, (columns == count).nonzero()[:, 0]) for count in columns.unique().tolist()]
+        found = [
+            _one_token(self.embed(fbank[rows], None, count).audio, 2).values[:, 0] for count, rows in groups
+        ]
+        order = torch.cat([rows for _, rows in groups]).argsort()
+        return _one_token(torch.cat(found)[order], 2)
 
     def frame_tokens(self, frames: Tensor) -> Tokens:
         """The tokens of the frames alone, of the grid (N', H', W'); by default one, what `embed` gives.

@@ -207,7 +207,8 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             media = self._decode_video(row, seed, members, missing_audio, missing_frames)
         texts = [slot for slot in self.table.text_slots if slot in members]
         if self.text and texts:
-            media = media._replace(text=decode_text(self._read_member(row, texts[0], members[texts[0]])))
+            found = decode_text(self._read_member(row, texts[0], members[texts[0]]))
+            media = media._replace(text=found if found.strip() else None)  # nothing but blanks is no text
         if self.audio and sounds:
             media = media._replace(
                 waveform=decode_audio(

@@ -8,6 +8,7 @@ of the size asked for and resumed after each like any others, and a worker never
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -77,7 +78,7 @@ def _settle(task: Task, length: float | None) -> Task:
 
 
 def _pieces(task: Task, seconds: float, length: float) -> Iterator[Task]:
-    count = max(1, round(length / seconds))
+    count = max(1, math.floor(length / seconds + 0.5 + 1e-6))  # just half is enough
     for i in range(count):
         start = i * seconds
         identifier = f"{task.id}_{start:.3f}" if count > 1 else task.id

@@ -107,6 +107,7 @@ class FusionEvaluation(Evaluation[FusionRunConfig, FusionObjective]):
     ) -> dict[str, Any]:
         results: dict[str, dict[str, Any]] = {}
         table: list[dict[str, Any]] = []
+        confusion: dict[str, list[list[int]]] = {}
         whole = next(iter(wanted))
         for name, head in objective.heads.items():
             for subset in wanted:
@@ -116,6 +117,7 @@ class FusionEvaluation(Evaluation[FusionRunConfig, FusionObjective]):
             scores, labels = scored(predictions, head, f"{name}/{whole}")
             if len(labels) and is_single_label(labels):
                 table += [{"head": name, **row} for row in class_table(scores, labels, list(head.classes))]
+                confusion[name] = confusion_matrix(scores, labels).tolist()
         return {
             "shards": public(self.shards),
             "clips": len(predictions.ids),
@@ -124,11 +126,7 @@ class FusionEvaluation(Evaluation[FusionRunConfig, FusionObjective]):
             "results": results,
             "per_class_of": whole,
             "per_class": table or [{"head": "", "class": ""}],
-            "confusion": {
-                name: confusion_matrix(*scored(predictions, head, f"{name}/{whole}")).tolist()
-                for name, head in objective.heads.items()
-                if head.config.loss == "cross_entropy"
-            },
+            "confusion": confusion,
             "of": self._identity,
         }
 

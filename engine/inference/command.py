@@ -12,8 +12,9 @@ from typing import NoReturn
 import torch
 
 from datasets.loading.workers import LoaderStalledError
+from engine.inference.listing import SUFFIXES
 from engine.inference.parts import Work
-from engine.inference.sources import SUFFIXES, ReadSettings
+from engine.inference.sources import ReadSettings
 from engine.parallel.world import World, check_slurm_tasks, distributed_if_launched
 from engine.training.runlog import setup_console
 

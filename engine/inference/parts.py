@@ -142,6 +142,7 @@ def run_parts(
     origin: dict[str, Any],
     work: Work,
     world: World,
+    begin: Callable[[AVBatch], AVBatch] = lambda batch: batch,
 ) -> tuple[int, int]:
     """Goes through all clips of a source, or the rest of them, and writes what comes out; every rank calls it.
 
@@ -153,6 +154,7 @@ def run_parts(
         origin: What makes it the same job again, and its result.
         work: Batches, parts, readers, precision.
         world: The processes.
+        begin: What comes before ``compute``; it may move clips to the batch's failures.
 
     Returns:
         Clips done, and clips that could not be read.
@@ -162,7 +164,7 @@ def run_parts(
         LoaderStalledError: The processes that read make no progress.
     """
     store = PartStore(target, origin, source.count, work.part_size)
-    for part, columns in _compute_parts(compute, source, store, work, world):
+    for part, columns in _compute_parts(begin, compute, source, store, work, world):
         store.keep(part, columns)
     world.barrier()
     if world.is_main:
@@ -180,7 +182,12 @@ def run_parts(
 
 @torch.no_grad()
 def _compute_parts(
-    compute: Callable[[AVBatch], Columns], source: ClipSource, store: PartStore, work: Work, world: World
+    begin: Callable[[AVBatch], AVBatch],
+    compute: Callable[[AVBatch], Columns],
+    source: ClipSource,
+    store: PartStore,
+    work: Work,
+    world: World,
 ) -> Iterator[tuple[int, Columns]]:
     """This process's parts that are left, each as soon as it is whole."""
     left = store.left(world)
@@ -198,7 +205,7 @@ def _compute_parts(
     with tqdm(total=own, initial=done, desc=title, unit="clip", disable=shown) as bar:
         for number, batch in enumerate(_loader(source, batches, work.num_workers), start=1):
             with torch.autocast(world.device.type, torch.bfloat16, enabled=work.bf16):
-                found.append(_columns(compute, batch.to(world.device)))
+                found.append(_columns(begin, compute, batch.to(world.device)))
             bar.update(len(batch) + len(batch.failures))
             if number == ends[0]:
                 ends.pop(0)
@@ -212,7 +219,10 @@ def _loader(source: ClipSource, batches: list[list[Ticket]], num_workers: int) -
     return make_loader(reading, source.clips, cast(Any, batches), join)
 
 
-def _columns(compute: Callable[[AVBatch], Columns], batch: AVBatch) -> Columns:
+def _columns(
+    begin: Callable[[AVBatch], AVBatch], compute: Callable[[AVBatch], Columns], batch: AVBatch
+) -> Columns:
+    batch = begin(batch) if len(batch) else batch
     for failure in batch.failures:
         logger.warning("left out: %s: %s", failure.id, failure.reason)
     columns: Columns = {

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,24 +18,16 @@ from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.decode import decode_audio, decode_frame, resize_and_crop
 from datasets.guard import Guard
 from datasets.loading.config import ClipNeeds
-from datasets.loading.frames import frames_wanted
+from datasets.loading.frames import FrameChoice, frames_wanted
 from datasets.loading.reader import VIDEO_FRAMES, ClipReader
 from datasets.media.container import SAMPLE_RATE, MediaError, MediaSettings, read_media, read_sound
-from datasets.media.suffixes import PICTURE_SUFFIXES, SOUND_SUFFIXES, VIDEO_SUFFIXES
 from datasets.prepare.encode import encode_jpeg
 from datasets.prepare.sources import printable
 from datasets.shards.manifest import INDEX_NAME
 from datasets.subtitles import find_subtitles, read_subtitles, said_between
+from engine.inference.listing import SUFFIXES, Listing, MediaKind, list_media
 
 _SHORTER_SIDE = 256  # as in prepared shards
-
-MediaKind = Literal["video", "sound", "picture"]
-
-SUFFIXES: dict[MediaKind, frozenset[str]] = {
-    "video": frozenset(VIDEO_SUFFIXES),
-    "sound": frozenset(SOUND_SUFFIXES),
-    "picture": frozenset(PICTURE_SUFFIXES),
-}
 
 
 @dataclass(frozen=True)
@@ -150,63 +140,6 @@ def open_shards(location: str, needs: ClipNeeds, settings: ReadSettings) -> Clip
     return ClipSource(reader, len(reader), needs.num_samples, classes, identity)
 
 
-@dataclass(frozen=True)
-class Listing:
-    """The files of one kind below a folder.
-
-    Attributes:
-        folder: Where they lie, at any depth.
-        kind: What they are.
-        names: Their paths within the folder.
-        others: How many files of each other ending lie there.
-    """
-
-    folder: Path
-    kind: MediaKind
-    names: list[str]
-    others: dict[str, int] = field(default_factory=dict)
-
-
-def list_media(location: Path, needs: ClipNeeds, only: MediaKind | None = None) -> Listing:
-    """The files below a folder, or the one file.
-
-    Args:
-        location: The folder or file.
-        needs: What the model takes.
-        only: Which kind, where there are several.
-
-    Raises:
-        ValueError: There are none, several kinds, or none that the model can take.
-    """
-    if location.is_file():
-        return kind_of(location.parent, [location.name], needs, only)
-    if not location.is_dir():
-        raise ValueError(f"{location}: there is no such folder")
-    return kind_of(location, list_files(location), needs, only)
-
-
-def kind_of(folder: Path, listed: Sequence[str], needs: ClipNeeds, only: MediaKind | None = None) -> Listing:
-    """Those of the files listed that are of the one kind that there is; arguments and errors as of `list_media`."""
-    wanted: list[MediaKind] = list(SUFFIXES) if only is None else [only]
-    found = {
-        kind: [name for name in listed if Path(name).suffix.lower() in SUFFIXES[kind]] for kind in wanted
-    }
-    kinds = [kind for kind, names in found.items() if names]
-    if not kinds:
-        missing = only or "video, sound or picture"
-        raise ValueError(f"{folder} holds no {missing} files, and no {INDEX_NAME} of shards")
-    if len(kinds) > 1:
-        counts = ", ".join(f"{len(found[kind])} {kind}" for kind in kinds)
-        raise ValueError(f"{folder} holds several kinds of files ({counts}); name one with --only")
-    kind = cast(MediaKind, kinds[0])
-    audio, visual = kind != "picture" and needs.audio, kind != "sound" and needs.held_out_frames is not None
-    if not audio and not visual:
-        raise ValueError(f"{folder} holds {kind} files, which this model can't take")
-    taken = set(found[kind])
-    others = Counter(Path(name).suffix.lower() for name in listed if name not in taken)
-    return Listing(folder, kind, found[kind], others)
-
-
 def open_files(
     listing: Listing, pieces: Sequence[Piece], needs: ClipNeeds, settings: ReadSettings
 ) -> ClipSource:
@@ -252,7 +185,8 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         needs: ClipNeeds,
         settings: ReadSettings | None = None,
     ) -> None:
-        self.folder, self.kind, self.pieces, self.needs = listing.folder, listing.kind, pieces, needs
+        self.folder, self.pieces, self.needs = listing.folder, pieces, needs
+        self.kind: MediaKind = listing.kind
         self.settings = settings or ReadSettings()
         self.audio = needs.audio and self.kind != "picture"
         self.choose_frames = None if self.kind == "sound" else needs.held_out_frames
@@ -277,27 +211,49 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
 
     def _read(self, piece: Piece, ticket: Ticket) -> Clip:
         path = self.folder / piece.name
-        name, text = printable(piece.name), self._text(path, piece)
-        if self.kind == "sound":
-            return Clip(name, ticket.row, ticket.seed, self._sound(path, piece), None, text=text)
-        if self.kind == "video":
-            return self._read_video(path, piece, ticket, text)
-        assert self.choose_frames is not None
-        picture = decode_frame(bytearray(path.read_bytes()), self.needs.image_size)
-        chosen = tuple(self.choose_frames(1, ticket.seed))
-        frames = torch.stack([picture for _ in chosen])
-        return Clip(name, ticket.row, ticket.seed, None, frames, frame_index=chosen, num_stored=1, text=text)
+        if path.suffix.lower() not in SUFFIXES[self.kind]:
+            raise MediaError("unknown_ending", f"it is no {self.kind} by its name")
+        text = self._text(path, piece)
+        clip = Clip(printable(piece.name), ticket.row, ticket.seed, None, None, text=text)
+        if self.kind == "video" and (self.audio or self.choose_frames is not None):
+            clip = self._with_video(clip, path, piece)
+        elif self.kind == "sound" and self.audio:
+            clip = replace(clip, waveform=self._sound(path, piece))
+        elif self.kind == "picture" and self.choose_frames is not None:
+            picture = decode_frame(bytearray(path.read_bytes()), self.needs.image_size)
+            count = _frame_count(self.choose_frames, ticket.seed)
+            frames = torch.stack([picture] * count)
+            clip = replace(clip, frames=frames, frame_index=(0,) * count, num_stored=1)
+        return self._complete(clip) if self.needs.partial else clip
+
+    def _complete(self, clip: Clip) -> Clip:
+        """A clip with nothing in the place of what its kind of file lacks, as `ClipReader` has it of partial clips."""
+        if self.needs.audio and clip.waveform is None:
+            clip = replace(clip, waveform=torch.empty(0, dtype=torch.int16))
+        if self.needs.held_out_frames is not None and clip.frames is None:
+            size, count = self.needs.image_size, _frame_count(self.needs.held_out_frames, clip.seed)
+            black = torch.zeros(count, 3, size, size, dtype=torch.uint8)
+            clip = replace(clip, frames=black, frame_index=(0,) * count)
+        return clip
 
     def _text(self, path: Path, piece: Piece) -> str | None:
+        """What is said; empty where subtitles say that nothing is."""
         if not self.needs.text or piece.text is not None:
             return piece.text
         subtitles = find_subtitles(path)
-        return None if subtitles is None else said_between(read_subtitles(subtitles), piece.start, piece.end)
+        if subtitles is None:
+            return None
+        return said_between(read_subtitles(subtitles), piece.start, piece.end) or ""
 
     def _sound(self, path: Path, piece: Piece) -> Tensor:
-        if not piece.start and piece.end is None:
-            return decode_audio(path.read_bytes(), self.settings.keep_truncated)
-        clip = read_sound(path, piece.start, piece.end, MediaSettings(SAMPLE_RATE))
+        settings = self.settings
+        whole = not piece.start and piece.end is None
+        if whole and not settings.first_channel_only and settings.audio_track is None:
+            return decode_audio(path.read_bytes(), settings.keep_truncated)
+        media = MediaSettings(
+            SAMPLE_RATE, first_channel_only=settings.first_channel_only, audio_track=settings.audio_track
+        )
+        clip = read_sound(path, piece.start, piece.end, media)
         self._check(clip.truncated, clip.duration)
         return torch.from_numpy(clip.waveform)
 
@@ -308,12 +264,12 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         if not seconds:
             raise MediaError("no_audio", "the file has no sound")
 
-    def _read_video(self, path: Path, piece: Piece, ticket: Ticket, text: str | None) -> Clip:
-        wanted: Sequence[int] = ()
+    def _with_video(self, clip: Clip, path: Path, piece: Piece) -> Clip:
+        wanted: tuple[int, ...] = ()
         settings, stored = self.settings, self.settings.num_frames
         if self.choose_frames is not None:
             stored = max(stored, frames_wanted(self.choose_frames))
-            wanted = tuple(self.choose_frames(stored, ticket.seed))
+            wanted = tuple(self.choose_frames(stored, clip.seed))
         media = MediaSettings(
             SAMPLE_RATE,
             stored,
@@ -323,23 +279,19 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             settings.video_track,
         )
         places = sorted(set(wanted))
-        clip = read_media(path, piece.start, piece.end, media, places)
-        self._check(clip.truncated, clip.duration)
-        waveform = torch.from_numpy(clip.waveform) if self.audio else None
+        found = read_media(path, piece.start, piece.end, media, places)
+        self._check(found.truncated, found.duration)
+        clip = replace(clip, waveform=torch.from_numpy(found.waveform) if self.audio else None)
         if not wanted:
-            return Clip(printable(piece.name), ticket.row, ticket.seed, waveform, None, text=text)
-        pictures = dict(zip(places, map(self._picture, clip.frames), strict=True))
-        times = dict(zip(places, clip.frame_times, strict=True))
-        return Clip(
-            printable(piece.name),
-            ticket.row,
-            ticket.seed,
-            waveform,
-            torch.stack([pictures[place] for place in wanted]),
-            frame_index=tuple(wanted),
+            return clip
+        pictures = dict(zip(places, map(self._picture, found.frames), strict=True))
+        times = dict(zip(places, found.frame_times, strict=True))
+        return replace(
+            clip,
+            frames=torch.stack([pictures[place] for place in wanted]),
+            frame_index=wanted,
             num_stored=stored,
             frame_times=torch.tensor([times[place] for place in wanted]),
-            text=text,
         )
 
     def _picture(self, frame: np.ndarray) -> Tensor:
@@ -350,11 +302,6 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
         return resize_and_crop(torch.from_numpy(frame).permute(2, 0, 1), size)
 
 
-def list_files(folder: Path) -> list[str]:
-    """Paths of the files below a folder, relative to it, sorted; hidden ones not."""
-    found = []
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        relative = Path(parent).relative_to(folder)
-        found += [str(relative / name) for name in files if not name.startswith(".")]
-    return sorted(found)
+def _frame_count(choose: FrameChoice, seed: int) -> int:
+    """How many frames the model takes where there are no different ones."""
+    return len(choose(frames_wanted(choose), seed))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,7 +15,8 @@ from datasets.loading.config import ClipNeeds
 from datasets.media.length import media_length
 from datasets.prepare.labels import LabelRow, read_label_file
 from datasets.subtitles import find_subtitles
-from engine.inference.sources import Listing, MediaKind, Piece, kind_of, list_media
+from engine.inference.listing import SUFFIXES, Listing, MediaKind, kind_of, list_media
+from engine.inference.sources import Piece
 from engine.parallel.world import World
 
 
@@ -22,8 +25,9 @@ def find_pieces(
 ) -> tuple[Listing, list[Piece]]:
     """The pieces of a file, of all files below a folder, or of those that a CSV with a column ``path`` lists.
 
-    A file of which the CSV knows the text is one piece, as it is for ``datasets.prepare``; so is a row with a start or
-    an end. Subtitles beside a file are of the pieces in whose time they are shown.
+    A row of a CSV with text, a start or an end is one piece, as it is for ``datasets.prepare``, whether the model reads
+    text or not; so is one whose file is no video, sound or picture by its name, to be listed among what can't be read.
+    Subtitles beside a file belong to the pieces in whose time they are shown.
 
     Args:
         location: The file, folder or CSV.
@@ -42,13 +46,14 @@ def find_pieces(
     else:
         rows = list(read_label_file(location).rows())
         listing = kind_of(location.parent, [row.name for row in rows], needs, only)
-        taken = set(listing.names)
-        rows = [row for row in rows if row.name in taken]
-    whole = [row for row in rows if _is_open(row, needs) and listing.kind != "picture"]
+        of_other_kinds = {row.name for row in rows if _is_media(row.name)} - set(listing.names)
+        rows = [row for row in rows if row.name not in of_other_kinds]
+        listing = replace(listing, others=Counter(Path(name).suffix.lower() for name in of_other_kinds))
+    whole = [row for row in rows if _is_open(row, listing.kind)]
     lengths = _lengths(listing, sorted({row.name for row in whole}), world)
     pieces: list[Piece] = []
     for row in rows:
-        if not _is_open(row, needs) or listing.kind == "picture":
+        if not _is_open(row, listing.kind):
             pieces.append(Piece(row.name, row.start or 0.0, row.end, row.text if needs.text else None))
             continue
         subtitled = needs.text and find_subtitles(listing.folder / row.name) is not None
@@ -59,9 +64,14 @@ def find_pieces(
     return listing, pieces
 
 
-def _is_open(row: LabelRow, needs: ClipNeeds) -> bool:
+def _is_open(row: LabelRow, kind: MediaKind) -> bool:
     """Whether the file's length decides about a row's pieces."""
-    return row.start is None and row.end is None and not (needs.text and row.text is not None)
+    timed = kind != "picture" and _is_media(row.name)
+    return timed and row.start is None and row.end is None and row.text is None
+
+
+def _is_media(name: str) -> bool:
+    return any(Path(name).suffix.lower() in suffixes for suffixes in SUFFIXES.values())
 
 
 def windows(length: float | None, window: float, hop: float) -> list[tuple[float, float | None]]:

@@ -29,6 +29,9 @@ from models.sample_random import Stream, uniform
 from models.towers import Sound
 from models.towers.base import first
 
+#: Columns of predictions beside the heads.
+_COLUMNS = ("id", "start", "end", "text")
+
 
 @dataclass(frozen=True)
 class HeadConfig:
@@ -55,8 +58,15 @@ class HeadConfig:
             )
         if self.weight <= 0:
             raise ValueError(f"objective.heads: weight is {self.weight}: it must be above 0")
-        if self.task is not None and (not self.task or "." in self.task):
-            raise ValueError(f"objective.heads: task is {self.task!r}: it must be a word without a dot")
+        if self.task is not None and (not self.task or "." in self.task or ":" in self.task):
+            raise ValueError(
+                f"objective.heads: task is {self.task!r}: it must be a word without a dot or colon"
+            )
+        if self.task in _COLUMNS:
+            raise ValueError(
+                f"objective.heads: task is {self.task!r}, which is also a column of the predictions "
+                f"({', '.join(_COLUMNS)}): prepare the set with another name for it (label.NAME)"
+            )
         if self.loss not in ("cross_entropy", "bce"):
             raise ValueError(f"objective.heads: loss is {self.loss!r}: it must be cross_entropy or bce")
 

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from datasets.batch import AVBatch
+from datasets.batch import AVBatch, ReadFailure
 from datasets.loading.config import ClipNeeds
 from datasets.media.container import SAMPLE_RATE
 from datasets.media.suffixes import describe_others
@@ -33,7 +33,7 @@ from engine.parallel.world import World
 from engine.predict.output import check_target, head_column, write_predictions
 from engine.predict.whisper import Transcriber
 from engine.tasks.finetune import open_predictor, run_folder
-from engine.tasks.predictor import Predictor
+from engine.tasks.predictor import NOTHING, Predictor
 from engine.tasks.preparation import kept_preparation
 from engine.training.runlog import logger
 from home_paths import command_line
@@ -81,8 +81,12 @@ def predict(
         origin["transcriber_sha256"] = weights_hash(transcriber.state_dict())
         transcriber = transcriber.to(world.device)
 
-    def columns(batch: AVBatch) -> Columns:
+    def begin(batch: AVBatch) -> AVBatch:
         batch = batch if transcriber is None else transcriber(batch)
+        lacking = (~predictor.takes(batch)).nonzero().flatten().tolist()
+        return batch.without({place: ReadFailure(batch.ids[place], "", NOTHING) for place in lacking})
+
+    def columns(batch: AVBatch) -> Columns:
         found = predictor.predict(batch)
         probabilities = {head_column(head): found[head].float().cpu().numpy() for head in predictor.heads}
         return _places(source, batch) | _texts(predictor, batch) | probabilities
@@ -90,7 +94,7 @@ def predict(
     def write(parts: Iterable[Columns]) -> None:
         write_predictions(target, parts, predictor.heads, origin)
 
-    return run_parts(columns, write, source, target, origin, work, world)
+    return run_parts(columns, write, source, target, origin, work, world, begin)
 
 
 def _places(source: ClipSource, batch: AVBatch) -> Columns:
@@ -122,7 +126,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("source", help="a file, a folder of files, a CSV with a column path, or shards")
     parser.add_argument("target", type=Path, help="a .jsonl, .csv or .parquet file")
     parser.add_argument("--whisper", type=Path, help="a folder of transformers: text where there is none")
-    parser.add_argument("--window", type=_seconds, help="seconds; default: as long as the clips trained on")
+    parser.add_argument(
+        "--window",
+        type=_seconds,
+        help="seconds; default: as long as the training clips, or as the model hears",
+    )
     parser.add_argument(
         "--hop", type=_seconds, help="seconds from one window to the next; default: the window"
     )
@@ -172,6 +180,10 @@ def _open_source(options: argparse.Namespace, needs: ClipNeeds, world: World) ->
     preparation = kept_preparation(run_folder(options.run))
     heard = needs.num_samples / SAMPLE_RATE
     window = options.window or min(heard, preparation.clip_seconds or heard)
+    if needs.audio and window > heard:
+        raise ValueError(
+            f"--window {window:g} is longer than the {heard:g} s that this model hears at a time"
+        )
     listing, pieces = find_pieces(
         Path(options.source), needs, settings.only, window, options.hop or window, world
     )

@@ -20,7 +20,7 @@ from engine.run_folder import RunFolder
 #: Classes in a chart of bars: of more, the best and the worst halves; and in a confusion matrix.
 _MOST_BARS, _MOST_CONFUSED = 60, 120
 _ERRORS = 6
-_METRICS = ("mAP", "top1", "top5", "mAUC", "d_prime")
+_METRICS = ("mAP", "top1", "top5", "mAUC", "d_prime", "weighted_f1", "macro_f1", "accuracy")
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,9 @@ def evaluation_view(run: RunFolder, name: str, media: Media) -> EvaluationView:
     frozen = report.get("frozen_features")
     if isinstance(frozen, dict):
         shown.frozen = [(str(key), number(value)) for key, value in frozen.items()]
-    if "per_class_of" in report:
+    if isinstance(report.get("heads"), dict):
+        _heads(shown, report)
+    elif "per_class_of" in report:
         try:
             scores = read_scores(
                 run.path / "evaluation" / name / "predictions.npz", str(report["per_class_of"])
@@ -135,6 +137,31 @@ def read_scores(path: Path, kind: str) -> Scores:
     return Scores([str(x) for x in ids], [str(x) for x in classes], *kinds)
 
 
+def _heads(shown: EvaluationView, report: dict[str, Any]) -> None:
+    """The confusion matrices of a run with several heads."""
+    shown.facts = f"{report.get('clips')} clips, from {report.get('shards')}; {len(report['heads'])} heads"
+    confusion = report.get("confusion")
+    for head, counts in (confusion if isinstance(confusion, dict) else {}).items():
+        classes = [str(name) for name in report["heads"].get(head, ())]
+        try:
+            matrix = torch.tensor(counts, dtype=torch.float64)
+            if matrix.shape != (len(classes), len(classes)):
+                raise ValueError(f"it is no matrix of {len(classes)} classes")
+        except (TypeError, ValueError) as error:
+            shown.missing.append(f"the confusion of {head} is not shown: {error}")
+            continue
+        if len(classes) <= _MOST_CONFUSED:
+            shown.charts.append(
+                _confusion(f"Confusion, {head}, {report.get('per_class_of')}", classes, matrix)
+            )
+
+
+def _confusion(title: str, classes: list[str], counts: Tensor) -> dict[str, Any]:
+    share = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    note = "rows: true class; columns: said; share of the row"
+    return heatmap(title, [name[:40] for name in classes], share.tolist(), note)
+
+
 def _classes(shown: EvaluationView, scores: Scores, kind: str) -> None:
     """The table and the bars by class, and the confusion matrix."""
     from engine.evaluation.scores import class_scores
@@ -159,11 +186,7 @@ def _classes(shown: EvaluationView, scores: Scores, kind: str) -> None:
     shown.charts.append(bar_chart(title, names, values, low, high))
     if is_single_label(scores.labels) and len(scores.classes) <= _MOST_CONFUSED:
         counts = confusion_matrix(scores.scores, scores.labels).double()
-        share = counts / counts.sum(1, keepdim=True).clamp_min(1)
-        note = "rows: true class; columns: said; share of the row"
-        shown.charts.append(
-            heatmap(f"Confusion, {kind}", [x[:40] for x in scores.classes], share.tolist(), note)
-        )
+        shown.charts.append(_confusion(f"Confusion, {kind}", scores.classes, counts))
 
 
 def worst_errors(scores: Scores, location: str, media: Media) -> list[ClipView]:

@@ -178,21 +178,25 @@ class ClassifierPredictor(Predictor):
         config = objective.config
         self.needs = replace(needs, partial=config.audio and config.visual)
 
-    @torch.no_grad()
-    def predict(self, batch: AVBatch) -> dict[str, Tensor]:
-        """See `Predictor.predict`."""
+    def takes(self, batch: AVBatch) -> Tensor:
+        """See `Predictor.takes`."""
+        heard, seen = self._heard_and_seen(batch)
+        return heard | seen
+
+    def _heard_and_seen(self, batch: AVBatch) -> tuple[Tensor, Tensor]:
+        """(B,) bool each, which clips have the sound and the frames that the model takes."""
         everything = torch.ones(len(batch), dtype=torch.bool, device=batch.rows.device)
         sound = everything if batch.num_samples is None else batch.num_samples > 0
         picture = everything if batch.num_stored is None else batch.num_stored > 0
-        sound = sound & (batch.waveform is not None)
-        picture = picture & (batch.frames is not None)
         config = self.objective.config
-        heard, seen = sound & config.audio, picture & config.visual
-        if not (heard | seen).all():
-            clip = batch.ids[int((heard | seen).long().argmin())]
-            raise ValueError(
-                f"clip {clip} has nothing that the model takes: it was trained on {config.modalities}"
-            )
+        heard = sound & (config.audio and batch.waveform is not None)
+        return heard, picture & (config.visual and batch.frames is not None)
+
+    @torch.no_grad()
+    def predict(self, batch: AVBatch) -> dict[str, Tensor]:
+        """See `Predictor.predict`."""
+        self.check(batch)
+        heard, seen = self._heard_and_seen(batch)
         found = torch.empty(len(batch), len(self.heads[HEAD]), device=batch.rows.device)
         for audio, visual in ((True, True), (True, False), (False, True)):
             rows = ((heard == audio) & (seen == visual)).nonzero().flatten()

@@ -18,7 +18,7 @@ from engine.tasks.classifier_task import ClassifierTask
 from engine.tasks.clips import fingerprint, training_clips
 from engine.tasks.finetune_config import LabelledConfig
 from engine.tasks.fusion_task import FusionTask
-from engine.tasks.labelled_sets import LabelledSet, check_held_out, open_training_sets
+from engine.tasks.labelled_sets import LabelledSet, check_held_out, open_labelled, open_training_sets
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
 from engine.tasks.preparation import keep_preparation
@@ -173,7 +173,8 @@ def build_trainer(
     if config.data.val and config.train.evaluates:
         evaluate = task.held_out(objective, sets[0], world)
         if config.best is not None:
-            evaluate = BestWeights(config.best, task.run, evaluate, world.is_main)
+            measured_on = open_labelled(config, config.data.val).index.fingerprint
+            evaluate = BestWeights(config.best, measured_on, task.run, evaluate, world.is_main)
             hooks.append(evaluate)
     return Trainer(
         objective,

@@ -175,6 +175,8 @@ class FusionRunConfig(LabelledConfig):
             rates = self.objective.rates(name)
             if name not in self.model.modalities and rates != TowerRates():
                 raise ValueError(f"objective.{name} has no effect: {name} is not among model.modalities")
+            if self.model.tower(name).frozen and rates != TowerRates():
+                raise ValueError(f"objective.{name} has no effect: model.{name}.frozen is true")
             if rates.from_epoch > 0 and self.model.tower(name).source is None:
                 raise ValueError(
                     f"objective.{name}.from_epoch is above 0 and model.{name}.source is null: a random tower would "

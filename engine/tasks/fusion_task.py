@@ -214,12 +214,12 @@ class FusionPredictor(Predictor):
         self.heads = {name: list(head.classes) for name, head in objective.heads.items()}
         self.needs = objective.needs()
 
+    def takes(self, batch: AVBatch) -> Tensor:
+        """See `Predictor.takes`."""
+        return torch.stack(list(self.objective.present(batch).values()), 1).any(1)
+
     @torch.no_grad()
     def predict(self, batch: AVBatch) -> dict[str, Tensor]:
         """See `Predictor.predict`."""
-        present = self.objective.present(batch)
-        some = torch.stack(list(present.values()), 1).any(1)
-        if not some.all():
-            clip = batch.ids[int(some.long().argmin())]
-            raise ValueError(f"clip {clip} has nothing that the model takes: neither {' nor '.join(present)}")
+        self.check(batch)
         return self.objective.model(self.objective.inputs(batch)).probabilities

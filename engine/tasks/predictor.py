@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor, nn
 
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
 from engine.parallel.deepspeed_engine import ParallelConfig
+
+#: The reason why a clip is rejected that `Predictor.takes` refuses.
+NOTHING = "nothing that the model takes"
 
 
 class Predictor(nn.Module, ABC):
@@ -27,6 +31,10 @@ class Predictor(nn.Module, ABC):
     batch_size: int = 32
     parallel: ParallelConfig = ParallelConfig()
 
+    def takes(self, batch: AVBatch) -> Tensor:
+        """(B,) bool, which clips of a batch have something that the model takes; see `predict`."""
+        return torch.ones(len(batch), dtype=torch.bool, device=batch.rows.device)
+
     @abstractmethod
     def predict(self, batch: AVBatch) -> dict[str, Tensor]:
         """(B, classes) float32 probabilities by head.
@@ -40,3 +48,9 @@ class Predictor(nn.Module, ABC):
         Raises:
             ValueError: A clip has nothing that the model takes.
         """
+
+    def check(self, batch: AVBatch) -> None:
+        """Raises a ``ValueError`` that names the first clip of a batch that has nothing which the model takes."""
+        some = self.takes(batch)
+        if not some.all():
+            raise ValueError(f"clip {batch.ids[int(some.long().argmin())]} has {NOTHING}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import nn
 
@@ -18,8 +18,15 @@ from engine.training.checkpoint import find_checkpoints, save_weights
 from engine.training.runlog import RunLog, logger
 from engine.training.trainer import Evaluate
 
-#: The values of the steps that were the best so far, as ``[step, value]``.
+#: ``of``: which value of which held-out set; ``values``: ``[step, value]`` of the steps that were the best so far.
 _VALUES = "values.json"
+
+
+class _Best(NamedTuple):
+    """What `_VALUES` holds."""
+
+    of: dict[str, str]
+    values: list[tuple[int, float]]
 
 
 class BestWeights:
@@ -27,13 +34,16 @@ class BestWeights:
 
     Args:
         metric: The name of the value, such as ``val/emotion/weighted_f1``.
+        measured_on: Fingerprint of the held-out set. If a run goes on with another set or metric, the search for the
+            best begins anew, since their values can't be compared.
         run: The run's folder.
         evaluate: What measures it.
         is_main: Whether this process writes.
     """
 
-    def __init__(self, metric: str, run: Path, evaluate: Evaluate, is_main: bool) -> None:
+    def __init__(self, metric: str, measured_on: str, run: Path, evaluate: Evaluate, is_main: bool) -> None:
         self.metric, self.folder, self.run = metric, run / "best", run
+        self._of = {"metric": metric, "set": measured_on}
         self.evaluate, self.is_main = evaluate, is_main
 
     def __call__(self, objective: Any, step: int, log: RunLog) -> dict[str, float]:
@@ -56,12 +66,12 @@ class BestWeights:
 
     def discard_after(self, step: int) -> None:
         """See `Hook.discard_after`."""
-        found = _values(self.folder)
-        for later, _ in found:
+        found = _read(self.folder)
+        for later, _ in found.values:
             if later > step:
                 _file(self.folder, later).unlink(missing_ok=True)
-        if found:
-            self._write([entry for entry in found if entry[0] <= step])
+        if found.values:
+            self._write(_Best(found.of, [entry for entry in found.values if entry[0] <= step]))
 
     def due(self, step: int) -> bool:
         """See `Hook.due`: never, since evaluations come to it by themselves."""
@@ -71,12 +81,18 @@ class BestWeights:
         """See `Hook.update`."""
 
     def _note(self, model: nn.Module, step: int, value: float) -> None:
-        found = [entry for entry in _values(self.folder) if entry[0] < step]
+        stored = _read(self.folder)
+        others = [] if stored.of == self._of else [earlier for earlier, _ in stored.values if earlier < step]
+        found = [] if others else [entry for entry in stored.values if entry[0] < step]
         if math.isnan(value) or (found and value <= found[-1][1]):
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         save_weights(model, _file(self.folder, step))
-        self._write([*found, (step, value)])
+        self._write(_Best(self._of, [*found, (step, value)]))
+        if others:
+            logger.warning("best: the metric or data.val was changed; the search begins anew")
+        for earlier in others:
+            _file(self.folder, earlier).unlink(missing_ok=True)
         logger.info("best %s so far: %.4f in step %d", self.metric, value, step)
         checkpoints = find_checkpoints(self.run)
         oldest = checkpoints[0].state.step if checkpoints else 0
@@ -84,13 +100,13 @@ class BestWeights:
         for earlier in before[:-1]:  # a run that goes back to its oldest checkpoint needs the last of these
             _file(self.folder, earlier).unlink(missing_ok=True)
 
-    def _write(self, values: list[tuple[int, float]]) -> None:
-        write_atomically(self.folder / _VALUES, json.dumps(values) + "\n")
+    def _write(self, best: _Best) -> None:
+        write_atomically(self.folder / _VALUES, json.dumps(best._asdict()) + "\n")
 
 
 def best_file(run: Path) -> Path | None:
     """The best weights of a run so far; None where there are none."""
-    found = _values(run / "best")
+    found = _read(run / "best").values
     return _file(run / "best", found[-1][0]) if found else None
 
 
@@ -98,13 +114,16 @@ def _file(folder: Path, step: int) -> Path:
     return folder / f"step_{step:08d}.safetensors"
 
 
-def _values(folder: Path) -> list[tuple[int, float]]:
+def _read(folder: Path) -> _Best:
     path = folder / _VALUES
     if not path.is_file():
-        return []
+        return _Best({}, [])
     try:
-        return [(int(step), float(value)) for step, value in json.loads(path.read_bytes())]
-    except (ValueError, TypeError) as error:
+        stored = json.loads(path.read_bytes())
+        if isinstance(stored, list):  # of an earlier version, which did not say what they are of
+            stored = {"of": {}, "values": stored}
+        return _Best(dict(stored["of"]), [(int(step), float(value)) for step, value in stored["values"]])
+    except (ValueError, TypeError, KeyError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): bring it back from a copy, or remove {folder}"
         ) from error

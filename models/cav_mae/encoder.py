@@ -199,7 +199,7 @@ class AudioVisualEncoder(Encoder[CavMaeModelConfig]):
         present = [x for x in (streams.joint, streams.audio, streams.visual) if x is not None]
         return torch.stack([x.float().mean(dim=1) for x in present]).mean(dim=0)
 
-    def sound_tokens(self, fbank: Tensor) -> Tokens:
+    def sound_tokens(self, fbank: Tensor, columns: Tensor | None = None) -> Tokens:
         """See `Encoder.sound_tokens`: the stream of the sound alone."""
         found = self(fbank, joint=False).audio
         assert found is not None

@@ -109,7 +109,7 @@ class EquiAvEncoder(Encoder[EquiAvModelConfig]):
         present = [x for x in (audio, visual) if x is not None]
         return torch.cat([present[0], present[-1]], dim=1)
 
-    def sound_tokens(self, fbank: Tensor) -> Tokens:
+    def sound_tokens(self, fbank: Tensor, columns: Tensor | None = None) -> Tokens:
         """See `Encoder.sound_tokens`."""
         found, _ = self(fbank, None)
         assert found is not None

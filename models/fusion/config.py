@@ -38,6 +38,8 @@ class TowerConfig:
             raise ValueError(f"a tower's width is {self.width}; it must be a multiple of 8")
         if self.depth < 0 or self.clusters < 1:
             raise ValueError("a tower's depth must not be negative, its clusters at least 1")
+        if self.clusters != TowerConfig.clusters and self.pooling != "netvlad":
+            raise ValueError(f"a tower's clusters have no effect: its pooling is {self.pooling}, not netvlad")
         if self.frozen and self.source is None:
             raise ValueError(
                 "a tower is frozen and has no source: it would stay random; give its source, or train it"

@@ -39,6 +39,15 @@ class HeadShape:
         return logits.float().sigmoid() if self.several else logits.float().softmax(1)
 
 
+#: Attributes of a module, whose names its parts can't have.
+_TAKEN = frozenset(dir(nn.ModuleDict()))
+
+
+def _key(head: str) -> str:
+    """The name of a head's layer; a task has no colon in its name."""
+    return f"{head}:" if head in _TAKEN else head
+
+
 @dataclass(frozen=True)
 class Opinion:
     """Logits that are trained.
@@ -127,13 +136,16 @@ class Late(_Pooled):
         super().__init__(config, widths, heads)
         self.head = nn.ModuleDict(
             {
-                m: nn.ModuleDict({name: nn.Linear(width, shape.num_classes) for name, shape in heads.items()})
+                m: nn.ModuleDict(
+                    {_key(name): nn.Linear(width, shape.num_classes) for name, shape in heads.items()}
+                )
                 for m, width in self.pooled.items()
             }
         )
         count = len(widths)
         stacked = {
-            name: nn.Linear(count * shape.num_classes, shape.num_classes) for name, shape in heads.items()
+            _key(name): nn.Linear(count * shape.num_classes, shape.num_classes)
+            for name, shape in heads.items()
         }
         self.stack = nn.ModuleDict(stacked if config.late.combine == "stacked" else {})
         self.head.apply(init_weights)
@@ -146,7 +158,7 @@ class Late(_Pooled):
             there = torch.stack([present[m] for m in self.modalities], 1).float()
             probabilities, opinions = {}, {}
             for name, shape in self.heads.items():
-                logits = [cast(nn.ModuleDict, self.head[m])[name](vectors[m]) for m in self.modalities]
+                logits = [cast(nn.ModuleDict, self.head[m])[_key(name)](vectors[m]) for m in self.modalities]
                 shares = there / there.sum(1, keepdim=True)
                 opinions[name] = [Opinion(x, shares[:, i]) for i, x in enumerate(logits)]
                 each = torch.stack([shape.probabilities(x) for x in logits], 1)
@@ -179,7 +191,7 @@ def _vote(
 def _stacked(
     fusion: Late, name: str, shape: HeadShape, each: Tensor, there: Tensor, opinions: list[Opinion]
 ) -> Tensor:
-    logits = fusion.stack[name]((each * there[..., None]).flatten(1))
+    logits = fusion.stack[_key(name)]((each * there[..., None]).flatten(1))
     opinions.append(Opinion(logits, torch.ones_like(logits[:, 0])))
     return shape.probabilities(logits)
 
@@ -210,7 +222,7 @@ class Intermediate(_Pooled):
         self.gate = nn.Linear(joint, joint) if settings.gated else None
         self.hidden = nn.Linear(joint, settings.hidden)
         self.head = nn.ModuleDict(
-            {name: nn.Linear(settings.hidden, shape.num_classes) for name, shape in heads.items()}
+            {_key(name): nn.Linear(settings.hidden, shape.num_classes) for name, shape in heads.items()}
         )
         self.apply(init_weights)
 
@@ -227,7 +239,7 @@ class Intermediate(_Pooled):
             if self.gate is not None:
                 joint = joint * self.gate(joint).sigmoid()
             hidden = F.gelu(self.hidden(joint))
-            return self._said({name: self.head[name](hidden) for name in self.heads})
+            return self._said({name: self.head[_key(name)](hidden) for name in self.heads})
 
 
 class Early(Fusion):
@@ -256,7 +268,7 @@ class Early(Fusion):
         )
         self.norm = nn.LayerNorm(settings.width, eps=eps)
         self.head = nn.ModuleDict(
-            {name: nn.Linear(settings.width, shape.num_classes) for name, shape in heads.items()}
+            {_key(name): nn.Linear(settings.width, shape.num_classes) for name, shape in heads.items()}
         )
         self.apply(init_weights)
         for parameter in (self.shared, *self.modality_embed.values()):
@@ -277,7 +289,7 @@ class Early(Fusion):
             shared = self._through_all(parts, masks, shared)
         with torch.autocast(shared.device.type, enabled=False):
             hidden = self.norm(shared[:, 0].float())
-            return self._said({name: self.head[name](hidden) for name in self.heads})
+            return self._said({name: self.head[_key(name)](hidden) for name in self.heads})
 
     def _through_all(self, parts: dict[str, Tensor], masks: dict[str, Tensor], shared: Tensor) -> Tensor:
         x = torch.cat([shared, *parts.values()], 1)

@@ -115,13 +115,11 @@ class FusionModel(nn.Module):
         """Inputs of the right sizes; arguments as of `workload`."""
         config = self.config
         words = min(_WORDS, self.text_tower.max_length) if "text" in self.towers else 1
-        lengths, columns = (torch.full((clips,), n) for n in (num_samples, config.audio_length))
         return FusionInputs(
             Sound(
                 torch.zeros(clips, num_samples, dtype=torch.int16),
-                lengths,
+                torch.full((clips,), num_samples),
                 torch.zeros(clips, config.audio_length, config.num_mel_bins),
-                columns,
             ),
             torch.zeros(clips, frames, 3, config.image_size, config.image_size),
             Words(torch.ones(clips, words, dtype=torch.int64), torch.ones(clips, words, dtype=torch.bool)),

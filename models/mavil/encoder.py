@@ -273,7 +273,7 @@ class MavilEncoder(Encoder[MavilModelConfig]):
         fused = _side_by_side(self.fusion(towers))
         return (fused + _side_by_side(towers)) / 2 if both and pool_separate else fused
 
-    def sound_tokens(self, fbank: Tensor) -> Tokens:
+    def sound_tokens(self, fbank: Tensor, columns: Tensor | None = None) -> Tokens:
         """See `Encoder.sound_tokens`: those of the tower."""
         found = self.towers(fbank, None).audio
         assert found is not None

@@ -55,7 +55,7 @@ class Sound:
         waveform: (B, S) int16, or float in [-1, 1], padded to S.
         num_samples: (B,) int64 true lengths.
         fbank: (B, T, F) normalised log-mel.
-        num_frames: (B,) int64 spectrogram frames that hold sound, at least 1.
+        num_frames: (B,) int64 spectrogram frames that hold sound, at least 1; None where all do.
     """
 
     waveform: Tensor | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
@@ -89,12 +90,14 @@ class ConvAudioTower(AudioTower):
 
     def forward(self, inputs: Sound) -> Tokens:
         """Tokens of the grid (T / 8,), rounded up."""
-        if inputs.fbank is None or inputs.num_frames is None:
+        if inputs.fbank is None:
             raise ValueError(
                 "this tower hears spectrograms, and was given a waveform alone: make its input with Sound.of"
             )
         x = rearrange(inputs.fbank, "b t f -> b 1 t f")
         count = inputs.num_frames
+        if count is None:
+            count = torch.full((len(x),), x.shape[2], device=x.device)
         for n, layer in enumerate(self.layers):
             x = layer(x * first(count, x.shape[2])[:, None, :, None])
             count = (count + 1) // 2 if n < HALVINGS else count

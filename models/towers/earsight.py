@@ -81,12 +81,14 @@ class EncoderAudioTower(_EncoderTower, AudioTower):
 
     def forward(self, inputs: Sound) -> Tokens:
         """Tokens of the encoder's grid; patches behind a clip's end are padding."""
-        if inputs.fbank is None or inputs.num_frames is None:
+        if inputs.fbank is None:
             raise ValueError(
                 "this tower hears spectrograms, and was given a waveform alone: make its input with Sound.of"
             )
-        found = self.encoder.sound_tokens(inputs.fbank)
+        if inputs.num_frames is None:
+            return self.encoder.sound_tokens(inputs.fbank)
         columns = -(-inputs.num_frames // self.encoder.config.audio_patch_length)
+        found = self.encoder.sound_tokens(inputs.fbank, columns)
         inside = torch.arange(found.grid[-1], device=columns.device) < columns[:, None]
         mask = found.mask & (inside | (found.grid[-1] == 1)).repeat(1, found.grid[0])
         return Tokens(found.values, mask, found.grid, found.cls)

@@ -77,9 +77,9 @@ def open_folder(
     from transformers import AutoConfig, AutoModel
 
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
-    for name in _OFF & settings.keys():
-        # Some are checked for their type.
-        setattr(config, name, 0 if isinstance(getattr(config, name, None), int) else 0.0)
+    for name in _OFF:  # whether config.json names them or they are the library's defaults
+        if hasattr(config, name):  # some are checked for their type
+            setattr(config, name, 0 if isinstance(getattr(config, name), int) else 0.0)
     _check_size(folder, config, weights)
     options["attn_implementation"] = "eager" if kind in _EAGER else "sdpa"
     if not weights:

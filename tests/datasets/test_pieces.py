@@ -31,6 +31,8 @@ def test_whole_files_become_consecutive_clips():
         ("d", 0.0, 10.0),
     ]
     assert list(cut_into_clips(tasks, None, lengths)) == tasks
+    half = list(cut_into_clips([Task("25.0", "a")], 10.0, lengths))
+    assert [clip.start for clip in half] == [0.0, 10.0, 20.0]
 
 
 def test_a_file_not_longer_than_its_segment_is_the_segment():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from engine.parallel.world import World
 from engine.tasks.finetune import finetune, open_predictor
 from engine.tasks.finetune_config import LabelledConfig
 from engine.tasks.fusion_task import balanced_weights
+from engine.training.best_weights import BestWeights, best_file
 from engine.training.checkpoint import load_weights
 from engine.training.runlog import read_metrics
 from models.fusion import Opinion
@@ -236,16 +238,34 @@ def test_resume_is_exact_without_the_sources_and_in_another_world(runs: Path):
     assert all(torch.equal(weights[name], again[name]) for name in weights)
     best = [json.loads((runs / name / "best" / "values.json").read_text()) for name in ("whole", "part")]
     assert best[0] == best[1]
+    assert best[0]["of"]["metric"] == "val/emotion/macro_f1"
     values = {
         r["step"]: r["val/emotion/macro_f1"]
         for r in read_metrics(runs / "whole")
         if "val/emotion/macro_f1" in r
     }
-    assert best[0][-1] == [max(values, key=lambda step: (values[step], -step)), max(values.values())]
+    assert best[0]["values"][-1] == [
+        max(values, key=lambda step: (values[step], -step)),
+        max(values.values()),
+    ]
     rates = {
         r["step"]: r["train/lr_text_tower_decay"] for r in read_metrics(runs / "whole") if "train/loss" in r
     }
     assert list(rates.values()) == pytest.approx([0.0, 0.0, 0.001, 0.001])
+
+
+def test_another_metric_or_set_begins_the_search_for_the_best_anew(tmp_path: Path):
+    measured = {"val/a": 0.1, "val/b": 0.9}
+
+    def search(metric: str, of: str, step: int) -> None:
+        found = BestWeights(metric, of, tmp_path, lambda *_: measured, is_main=True)
+        found(SimpleNamespace(model=torch.nn.Linear(1, 1)), step, None)  # type: ignore[arg-type]
+
+    for place, (metric, of) in enumerate([("val/b", "x"), ("val/a", "x"), ("val/a", "y")], start=1):
+        search(metric, of, place)
+        search(metric, of, 9)  # no better
+        assert best_file(tmp_path) == tmp_path / "best" / f"step_{place:08d}.safetensors"
+        assert len(list((tmp_path / "best").glob("*.safetensors"))) == 1
 
 
 def test_an_evaluation_says_what_its_predictions_are_worth_and_the_predictor_the_same(runs: Path):
@@ -279,7 +299,7 @@ def test_an_evaluation_says_what_its_predictions_are_worth_and_the_predictor_the
         assert torch.equal(everything, torch.from_numpy(stored[f"scores_{head}/audio_visual_text"]))
 
 
-def test_what_cannot_be_meant_is_refused(runs: Path):
+def test_what_cannot_be_meant_is_refused(runs: Path, capsys):
     def fails(message: str, *words: str) -> None:
         given = [
             "objective.kind=fusion",
@@ -298,10 +318,16 @@ def test_what_cannot_be_meant_is_refused(runs: Path):
         (["objective.text.from_epoch=1"], "would stay random"),
         (["objective.modalities=audio"], "modalities"),
         (["model.name=cav_mae_tiny"], "have the model fusion"),
+        (
+            ["model.text.source=x", "model.text.frozen=true", "objective.text.lr_ratio=0.1"],
+            "objective.text has no effect",
+        ),
+        (["model.audio.clusters=4"], "clusters have no effect"),
+        (["objective.heads=[{task: start}]"], "also a column of the predictions"),
     ):
         with pytest.raises(SystemExit):
             parse_config(LabelledConfig, "test", ["objective.kind=fusion", "data.train=x", *words])
-        assert message
+        assert message in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

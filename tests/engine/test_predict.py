@@ -6,28 +6,35 @@ import json
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
+from support.fusion import small_objective
 from support.processes import environment, run_ranks
 from support.videos import write_video
 from support.whisper import write_whisper
 from torch import Tensor
 
 from datasets.batch import AVBatch
+from datasets.decode import decode_frame
 from datasets.loading.config import ClipNeeds
 from datasets.media.container import MediaSettings
 from datasets.prepare.config import PrepareConfig
+from datasets.prepare.encode import encode_jpeg
 from datasets.prepare.run import prepare
 from engine.inference.parts import Work
-from engine.inference.sources import ReadSettings, open_files
+from engine.inference.sources import ReadSettings, is_shards, open_files, open_shards
 from engine.inference.windows import find_pieces, windows
 from engine.parallel.world import World
 from engine.predict.run import main, predict
 from engine.predict.whisper import Transcriber
+from engine.tasks.fusion_task import FusionPredictor
 from engine.tasks.predictor import Predictor
+from models.fusion.config import TextTowerConfig, TowerConfig, VisualTowerConfig
 
 CPU = ["--device", "cpu", "--num_workers", "0"]
 ALONE = World(0, 1, torch.device("cpu"))
@@ -153,6 +160,7 @@ def test_two_processes_write_the_same_file(run: Path, videos: Path, tmp_path: Pa
         (["{run}", "{videos}/../shards", "{out}.csv", "--hop", "1"], "--hop is of files"),
         (["{run}", "{videos}", "{out}.csv", "--whisper", "{run}"], "this model reads no text"),
         (["{run}", "{videos}", "{out}.csv", "--window", "0"], "0 is no number of seconds above 0"),
+        (["{run}", "{videos}", "{out}.csv", "--window", "2"], "--window 2 is longer than the 0.335 s"),
     ],
 )
 def test_mistakes_are_errors(run: Path, videos: Path, tmp_path: Path, capsys, words: list[str], message: str):
@@ -265,6 +273,100 @@ def test_interrupted_it_writes_the_same(spoken: Path, tmp_path: Path):
     assert (tmp_path / "whole.jsonl").read_bytes() == (tmp_path / "out.jsonl").read_bytes()
 
 
+def small_predictor(*modalities: str) -> FusionPredictor:
+    left_out = {"audio": TowerConfig(), "visual": VisualTowerConfig(), "text": TextTowerConfig()}
+    default = {name: tower for name, tower in left_out.items() if name not in modalities}
+    return FusionPredictor(small_objective({"modalities": modalities, "fusion": "late", **default}))
+
+
+def fused(predictor: Predictor, location: Path, target: Path, **settings) -> list[dict]:
+    if is_shards(str(location)):
+        source = open_shards(str(location), predictor.needs, ReadSettings())
+    else:
+        listing, pieces = find_pieces(location, predictor.needs, None, 0.5, 0.5, ALONE)
+        assert not listing.others
+        source = open_files(listing, pieces, predictor.needs, ReadSettings(**settings))
+    predict(predictor, source, target, work=Work(batch_size=1))
+    return rows_of(target)
+
+
+def test_fusion_takes_of_a_file_what_there_is(tmp_path: Path):
+    folders = {name: tmp_path / name for name in ("video", "sound", "picture")}
+    for folder in folders.values():
+        folder.mkdir()
+    write_video(folders["video"] / "a.mp4", seconds=0.3)
+    for folder in folders.values():
+        (folder / "a.srt").write_text("1\n00:00:00,000 --> 00:00:00,250\nthe film\n")
+    rng = np.random.default_rng(0)
+    wave = (9000 * rng.standard_normal((4800, 2))).astype(np.int16)
+    soundfile.write(folders["sound"] / "a.wav", wave, 16000)
+    picture = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
+    (folders["picture"] / "a.jpg").write_bytes(encode_jpeg(picture, 90))
+    (tmp_path / "list.csv").write_text(f"path,text\n{folders['video'] / 'a.mp4'},the film\n")
+    media = MediaSettings(num_frames=3, shorter_side=24)
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "list.csv"), out=str(tmp_path / "shards"), min_seconds=0.1, media=media,
+            num_workers=1,
+        )
+    )  # fmt: skip
+    predictor = small_predictor("audio", "visual", "text")
+    shards = fused(predictor, tmp_path / "shards", tmp_path / "shards.jsonl")
+    made = {"num_frames": 3, "shorter_side": 24, "jpeg_quality": 90}
+    (video,) = fused(predictor, folders["video"], tmp_path / "video.jsonl", **made)
+    assert [video[name] for name in ("emotion", "text")] == [shards[0][name] for name in ("emotion", "text")]
+
+    zero = torch.zeros(1, dtype=torch.int64)
+    batch = AVBatch(
+        ["a"], zero, zero, waveform=torch.from_numpy(wave[None, :, 0]), num_samples=torch.tensor([4800]),
+        frames=torch.zeros(1, 1, 3, 32, 32, dtype=torch.uint8), num_stored=torch.tensor([0]), text=["the film"],
+    )  # fmt: skip
+    expected = predictor.predict(batch)["emotion"][0]
+    (sound,) = fused(predictor, folders["sound"], tmp_path / "sound.jsonl", first_channel_only=True)
+    torch.testing.assert_close(torch.tensor(list(sound["emotion"].values())), expected, atol=1e-4, rtol=0)
+    seen = decode_frame(bytearray((folders["picture"] / "a.jpg").read_bytes()), 32)
+    shown = replace(
+        batch, num_samples=torch.tensor([0]), frames=seen[None, None], num_stored=torch.tensor([1])
+    )
+    (row,) = fused(predictor, folders["picture"], tmp_path / "picture.jsonl")
+    found = torch.tensor(list(row["emotion"].values()))
+    torch.testing.assert_close(found, predictor.predict(shown)["emotion"][0])
+    reader = small_predictor("text")
+    said = [
+        fused(reader, folder, tmp_path / f"{name} text.jsonl")[0]["emotion"]
+        for name, folder in folders.items()
+    ]
+    assert said == said[:1] * 3
+    torch.testing.assert_close(torch.tensor(list(said[0].values())), reader.predict(batch)["emotion"][0])
+
+
+def test_a_clip_with_nothing_for_the_model_and_a_file_of_no_kind_are_rejects(spoken: Path, tmp_path: Path):
+    (spoken / "list.csv").write_text("path\na.mp4\nc.mp4\nnotes.docx\n")
+    reader = small_predictor("text")
+    listing, pieces = find_pieces(spoken / "list.csv", reader.needs, None, 0.7, 0.7, ALONE)
+    (spoken / "list.csv").unlink()
+    assert not listing.others
+    source = open_files(listing, pieces, reader.needs, ReadSettings())
+    assert predict(reader, source, tmp_path / "out.jsonl", work=Work(batch_size=2)) == (1, 2)
+    assert [row["id"] for row in rows_of(tmp_path / "out.jsonl")] == ["a.mp4"]
+    rejects = list(csv.reader((tmp_path / "out.jsonl.rejects.csv").read_text().splitlines()))
+    assert dict(rejects[1:]) == {
+        "c.mp4": "nothing that the model takes",
+        "notes.docx": "unknown_ending: it is no video by its name",
+    }
+
+
+def test_the_silence_of_a_subtitled_film_stays_silent(spoken: Path, tmp_path: Path):
+    class Talker(torch.nn.Module):
+        def forward(self, batch: AVBatch) -> AVBatch:
+            return replace(batch, text=["heard" if text is None else text for text in batch.text or []])
+
+    (spoken / "b.srt").write_text("1\n00:00:00,000 --> 00:00:00,400\nfirst\n")  # before b.vtt
+    found = texts(spoken, tmp_path / "out.jsonl", transcriber=Talker())
+    (spoken / "b.srt").unlink()
+    assert [row[3] for row in found] == ["one two", "first", None, None, "heard"]
+
+
 @pytest.mark.parametrize(
     ("length", "hop", "starts", "end"),
     [
@@ -273,6 +375,7 @@ def test_interrupted_it_writes_the_same(spoken: Path, tmp_path: Path):
         (14.9, 10, [0], 10),
         (15.0, 10, [0, 10], 20),
         (24.9, 10, [0, 10], 20),
+        (25.0, 10, [0, 10, 20], 30),
         (20.0, 5, [0, 5, 10, 15], 25),
         (30.0, 20, [0, 20], 30),
     ],

@@ -17,7 +17,8 @@ from models.fusion.pooling import POOLINGS, on_timeline
 from models.towers import Tokens
 
 T, P, D, K = 4, 3, 6, 2
-HEADS = {"emotion": HeadShape(4), "tags": HeadShape(3, several=True)}
+# The last has the name of something that every module has.
+HEADS = {"emotion": HeadShape(4), "tags": HeadShape(3, several=True), "type": HeadShape(2)}
 WIDTHS = {"audio": 8, "visual": 6, "text": 4}
 KINDS = {
     "late": {"fusion": "late"},
@@ -77,7 +78,7 @@ def poisoned(tokens: Tokens) -> Tokens:
 @pytest.mark.parametrize("name", POOLINGS)
 def test_poolings_are_their_definitions_and_padding_has_no_influence(name: str):
     torch.manual_seed(1)
-    pooling = POOLINGS[name](D, TowerConfig(clusters=K))
+    pooling = POOLINGS[name](D, TowerConfig(pooling="netvlad", clusters=K))
     for parameter in pooling.parameters():
         if parameter.ndim:
             torch.nn.init.normal_(parameter, std=0.5)

@@ -20,6 +20,7 @@ from torchvision.models.video import r3d_18  # noqa: E402
 from models import FbankConfig, build_model, create_config  # noqa: E402
 from models.fusion import FusionModelConfig, build_towers, keep_towers, num_frames  # noqa: E402
 from models.fusion.config import TextTowerConfig, TowerConfig, VisualTowerConfig  # noqa: E402
+from models.pretrained import load_pretrained  # noqa: E402
 from models.towers import Sound, TextTower, Tokens, Words  # noqa: E402
 from models.towers.text import ByteTower, FolderTextTower  # noqa: E402
 from models.weights.description import Description, save_described  # noqa: E402
@@ -114,6 +115,18 @@ def test_a_clip_alone_and_among_others_and_without_the_source(
     assert torch.equal(same.values[same.mask], found.values[found.mask])
     if isinstance(again, TextTower):
         assert torch.equal(again.tokenize(TEXTS).ids, together.ids)  # type: ignore[attr-defined]
+
+
+def test_padding_does_not_count_where_an_encoder_gives_one_token(sources: Path):
+    source = str(sources / "cav_mae_sync.safetensors")
+    tower = build_towers(config(modalities=("audio",), audio=TowerConfig(source=source)), FBANK)["audio"]
+    sound = inputs(tower, "audio", 1)[0]
+    assert isinstance(sound, Sound)
+    with torch.no_grad():
+        found = tower(sound).values[:, 0]
+        torch.testing.assert_close(found, load_pretrained(source)(sound.waveform, sound.num_samples).audio)
+        padded = tower(replace(sound, num_frames=None)).values[:, 0]
+    assert torch.equal(padded.isclose(found, atol=1e-5).all(1), torch.tensor([True, False, False, False]))
 
 
 def test_text_and_films_are_the_librarys(sources: Path):

@@ -14,6 +14,8 @@ from support.videos import write_video
 
 from engine.recipes.nearest import nearest_recipe
 from engine.report.charts import MOST_POINTS, Course, curves, thin
+from engine.report.evaluation import evaluation_view
+from engine.report.media import Media
 from engine.report.run import main, make_report
 from engine.run_folder import RunFolder, training_hours
 
@@ -161,6 +163,27 @@ def test_text_of_others_is_shown_and_nothing_else(runs: Path, tmp_path: Path) ->
     (run / "pictures" / "link_00000002.png").symlink_to("/etc/hostname")
     with pytest.raises(ValueError, match="symbolic link"):
         make_report([run], page)
+
+
+def test_of_a_fusion_each_head_is_shown(tmp_path: Path) -> None:
+    values = {
+        "clips": 4,
+        "weighted_f1": 0.5,
+        "weighted_f1_low": 0.4,
+        "weighted_f1_high": 0.6,
+        "accuracy": 0.75,
+    }
+    report = {
+        "shards": "held", "clips": 4, "heads": {"mood": ["glad", "sad"], "tone": ["low", "high"]},
+        "results": {"mood/audio_text": values, "tone/text": {"clips": 0}}, "per_class_of": "audio_text",
+        "confusion": {"mood": [[2, 0], [1, 1]], "tone": [[1]]},
+    }  # fmt: skip
+    shown = evaluation_view(RunFolder(tmp_path, evaluations={"last": report}), "last", Media(1 << 20))
+    assert shown.columns == ["weighted_f1", "accuracy"]
+    assert shown.rows[0] == ("mood/audio_text", ["0.5 (0.4 – 0.6)", "0.75"])
+    assert shown.facts == "4 clips, from held; 2 heads"
+    assert len(shown.charts) == 1
+    assert shown.missing == ["the confusion of tone is not shown: it is no matrix of 2 classes"]
 
 
 def test_a_page_stays_within_its_size(runs: Path, tmp_path: Path) -> None:
