@@ -96,11 +96,13 @@ def read_media(
     end: float | None = None,
     settings: MediaSettings | None = None,
     frame_indices: Sequence[int] | None = None,
+    *,
+    needs_sound: bool = True,
 ) -> MediaClip:
     """Reads one clip.
 
     The N chosen frames are those on display at the middles of N equal parts of the segment's sound, from the first
-    picture on.
+    picture on; of a file without a sound track, of its picture.
 
     Args:
         source: A path, or a seekable binary file.
@@ -108,6 +110,7 @@ def read_media(
         end: Segment's end; None for the end of the file.
         settings: What to make of it.
         frame_indices: Which of the N frames to decode, ascending; None for all.
+        needs_sound: A file without a sound track is an error; otherwise its waveform is empty.
 
     Raises:
         MediaError: The file gives no clip; its ``reason`` says why.
@@ -120,7 +123,7 @@ def read_media(
     indices = range(settings.num_frames) if frame_indices is None else frame_indices
     for margin in SEEK_MARGINS_SECONDS:
         with opened(source) as container:
-            reading = Reading(container, source, begin, end, settings)
+            reading = Reading(container, source, begin, end, settings, needs_sound=needs_sound)
             if not reading.demux(margin):
                 continue
             clip = _clip(reading, begin, settings, indices)
@@ -149,11 +152,15 @@ def read_sound(
 
 def _clip(reading: Reading, begin: float, settings: MediaSettings, frame_indices: Sequence[int]) -> MediaClip:
     picture, scaler = reading.picture, VideoReformatter()
-    waveform = reading.sound.resampled(settings.sample_rate)
+    sound = reading.sound
+    waveform = np.zeros(0, np.int16) if sound is None else sound.resampled(settings.sample_rate)
     frames: list[np.ndarray] = []
     times: list[float] = []
     if picture is not None:
-        wanted = picture.spread(begin + len(waveform) / settings.sample_rate, settings.num_frames)
+        end = begin + len(waveform) / settings.sample_rate
+        if sound is None:
+            end = min(reading.limit, picture.extent()[1])
+        wanted = picture.spread(end, settings.num_frames)
         chosen = picture.frames_at([wanted[i] for i in frame_indices])
         aspect, side = picture.pixel_aspect, settings.shorter_side
         frames = [upright_rgb(frame, side, aspect, scaler) for frame in chosen]

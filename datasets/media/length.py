@@ -34,10 +34,10 @@ _UNDECODED = {"skip_frame": "all"}
 
 
 class _Ending(NamedTuple):
-    """What packets say: when the last one ends in seconds, and how many of sound there were; None without a track."""
+    """When the last packet ends in seconds, and, if counted, the packets of sound, or of the picture alone."""
 
     end: float
-    sounds: int | None
+    packets: int | None
 
 
 def media_length(source: Source, kinds: Sequence[Kind] = ("video", "audio")) -> float | None:
@@ -50,7 +50,8 @@ def media_length(source: Source, kinds: Sequence[Kind] = ("video", "audio")) -> 
         kinds: Which streams count; all of them must be there.
 
     Returns:
-        Seconds; None where the file lacks one of them, can't be read, or claims a length that its sound does not carry.
+        Seconds; None where the file lacks one of them, can't be read, or claims a length that its sound (its picture
+        where only that counts) does not carry.
     """
     try:
         quick = _quick_ending(source, kinds)
@@ -63,7 +64,7 @@ def media_length(source: Source, kinds: Sequence[Kind] = ("video", "audio")) -> 
         return None
     if whole is None or not math.isfinite(whole.end):
         return None
-    carried = whole.sounds is None or whole.sounds * sparsest >= whole.end - _BEFORE_END
+    carried = whole.packets is None or whole.packets * sparsest >= whole.end - _BEFORE_END
     return whole.end if carried else None
 
 
@@ -83,14 +84,14 @@ def _quick_ending(source: Source, kinds: Sequence[Kind]) -> _Ending | None:
 
 def _is_doubtful(ending: _Ending, source: Source) -> bool:
     """Whether an ending has to be proved by all packets."""
-    sparse = ending.sounds is not None and ending.sounds * _SPARSEST < _BEFORE_END
+    sparse = ending.packets is not None and ending.packets * _SPARSEST < _BEFORE_END
     return sparse or size_of(source) < _LEANEST * ending.end
 
 
 def _ending(container: InputContainer, kinds: Sequence[Kind], place: float | None) -> _Ending | None:
     """The end of the chosen streams, from packets at ``place`` seconds on; None where there are none."""
     chosen = [choose_track(container, kind)[0] for kind in kinds]
-    heard = next((stream.index for stream in chosen if stream.type == "audio"), None)
+    counted = next((stream for stream in chosen if stream.type == "audio"), chosen[0]).index
     origin = (container.start_time or 0) / av.time_base
     if place is not None:
         try:
@@ -100,14 +101,14 @@ def _ending(container: InputContainer, kinds: Sequence[Kind], place: float | Non
         except (av_error.FFmpegError, OverflowError):
             return None
     timeline, end = Timeline(container.format.name in RESTARTING_FORMATS), -math.inf
-    sounds = 0
+    count = 0
     try:
         for packet in container.demux(chosen):
             timeline.place(packet)
             stamp = packet.pts if packet.pts is not None else packet.dts
             if packet.size and stamp is not None:
-                sounds += packet.stream.index == heard
+                count += packet.stream.index == counted
                 end = max(end, (stamp + (packet.duration or 0)) * float(packet.time_base or 0))
     except (av_error.InvalidDataError, av_error.EOFError):
         pass  # as far as it can be read
-    return _Ending(end - origin, None if heard is None else sounds) if end > -math.inf else None
+    return _Ending(end - origin, count) if end > -math.inf else None

@@ -12,7 +12,7 @@ from av.container import InputContainer
 from datasets.media.bounds import check_sound
 from datasets.media.headers import bytes_are_missing, seeks_by_guess
 from datasets.media.opening import DECODER_BOUNDS, MediaError, Source, size_of
-from datasets.media.streams import choose_track, describe_track, stated_duration, stated_end
+from datasets.media.streams import Stream, choose_track, describe_track, stated_duration, stated_end
 from datasets.media.timeline import RESTARTING_FORMATS, Timeline
 from datasets.media.tracks import TRUNCATION_SECONDS, PictureTrack, SoundTrack
 
@@ -39,9 +39,10 @@ class Reading:
         end: Its end; None for the end of the file.
         settings: What to make of it.
         picture: Whether the picture is read too.
+        needs_sound: A file without a sound track is an error.
 
     Attributes:
-        sound: The segment's sound.
+        sound: The segment's sound; None where the file has none.
         picture: Its picture; None where that is not read.
         tracks: What was chosen where there were several.
         from_start: Whether it was read from the file's beginning on.
@@ -54,31 +55,38 @@ class Reading:
         begin: float,
         end: float | None,
         settings: MediaSettings,
+        *,
         picture: bool = True,
+        needs_sound: bool = True,
     ) -> None:
         self.container, self.source = container, source
         self.begin, self.limit = begin, math.inf if end is None else end
         self.origin = (container.start_time or 0) / av.time_base
         self.tracks: dict[str, dict[str, object]] = {}
+        self.sound: SoundTrack | None = None
         self.picture: PictureTrack | None = None
         if picture:
             stream = self._open("video", settings.video_track)
             self.picture = PictureTrack(stream, self.origin, begin)
-        self.audio = self._open("audio", settings.audio_track)
-        rate = self.audio.codec_context.sample_rate
-        if not rate:
-            raise MediaError("no_audio", "the sound's sampling rate is unknown")
-        check_sound(rate, self.audio.codec_context.channels)
-        length = None if end is None else round((end - begin) * rate)
-        self.sound = SoundTrack(rate, length, settings.first_channel_only)
+        if needs_sound or container.streams.audio:
+            stream = self._open("audio", settings.audio_track)
+            rate = stream.codec_context.sample_rate
+            if not rate:
+                raise MediaError("no_audio", "the sound's sampling rate is unknown")
+            check_sound(rate, stream.codec_context.channels)
+            length = None if end is None else round((end - begin) * rate)
+            self.sound = SoundTrack(stream, rate, length, settings.first_channel_only)
         self.damaged = False
         self.complete = False  # whether packets were read to the end of the file
         self.from_start = True
         self._timeline = Timeline(container.format.name in RESTARTING_FORMATS)
-        chosen = [self.audio.index] + ([self.picture.stream.index] if self.picture else [])
-        self.read_until = dict.fromkeys(chosen, begin)
+        self.read_until = {stream.index: begin for stream in self._streams}
         self._first_sound = math.inf  # seconds
         self._ends: dict[int, float] = {}  # stream -> when the last of its packets that came ends
+
+    @property
+    def _streams(self) -> list[Stream]:
+        return [track.stream for track in (self.sound, self.picture) if track is not None]
 
     def _open(self, kind: str, wanted: str | int | None):
         stream, streams = choose_track(self.container, kind, wanted)
@@ -112,9 +120,10 @@ class Reading:
                 self.complete = True
         except (av_error.InvalidDataError, av_error.EOFError):
             self.damaged = self.complete = True  # what came before it is kept
-        self._hear(None)
+        if self.sound is not None:
+            self._hear(None)
         self._settle()
-        reaches = self._first_sound <= self.begin and (
+        reaches = (self.sound is None or self._first_sound <= self.begin) and (
             self.picture is None or self.picture.starts_by(self.begin)
         )
         if not self.from_start and not reaches:
@@ -133,7 +142,7 @@ class Reading:
         return max(until) > self.limit + INTERLEAVE_SECONDS and not nothing_yet
 
     def _seek(self, target: float) -> bool:
-        stream = self.picture.stream if self.picture else self.audio
+        stream = self._streams[-1]  # the picture, whose packets stand for themselves less often
         try:
             offset = int((target + self.origin) / float(stream.time_base or 1))
             self.container.seek(offset, stream=stream, backward=True)
@@ -146,9 +155,10 @@ class Reading:
         return [join - self.origin for join in self._timeline.joins]
 
     def _settle(self) -> None:
-        stated = stated_end(self.container, self.audio, self.origin, self.source, tagged=False)
-        if stated is not None:
-            self.sound.cut(stated - self.begin)
+        if self.sound is not None:
+            stated = stated_end(self.container, self.sound.stream, self.origin, self.source, tagged=False)
+            if stated is not None:
+                self.sound.cut(stated - self.begin)
         if self.picture is not None:
             self.picture.complete = self.complete
             self.picture.joins = self._joins
@@ -171,8 +181,7 @@ class Reading:
             self.read_until[index] = max(self.read_until[index], seconds)
             if seconds >= self.limit:
                 return
-        if index != self.audio.index:
-            assert self.picture is not None
+        if self.picture is not None and index == self.picture.stream.index:
             self.picture.take(packet)
             return
         self._first_sound = min(self._first_sound, math.inf if seconds is None else seconds)
@@ -181,9 +190,10 @@ class Reading:
 
     def _hear(self, packet: av.Packet | None) -> None:
         """Decodes a packet of sound; None for what the decoder still holds."""
+        assert self.sound is not None
         lost = packet is not None and packet.is_corrupt
         try:
-            frames = self.audio.codec_context.decode(packet)
+            frames = self.sound.stream.codec_context.decode(packet)
         except av_error.MemoryError:
             raise
         except av_error.FFmpegError:  # decoders have many errors for damage (AAC: "operation not permitted")
@@ -202,13 +212,15 @@ class Reading:
         """Whether something of the segment is damaged, or missing that the header promises."""
         joins = [join - self.begin for join in self._joins]
         damaged = self.picture is not None and self.picture.damaged
-        if self.damaged or damaged or self.sound.damaged(joins):
+        if self.damaged or damaged or (self.sound is not None and self.sound.damaged(joins)):
             return True
         return self.complete and self._missing() > TRUNCATION_SECONDS
 
     def _missing(self) -> float:
         """Seconds of the segment that the header promises and that did not come."""
-        ends = {self.audio.index: self.begin + self.sound.seconds}
+        ends: dict[int, float] = {}
+        if self.sound is not None:
+            ends[self.sound.stream.index] = self.begin + self.sound.seconds
         if self.picture is not None:
             ends[self.picture.stream.index] = self.picture.extent()[1]
         for index, end in ends.items():
@@ -218,10 +230,10 @@ class Reading:
         if bytes_are_missing(self.source):
             return self.limit - last
         missing, unstated = [0.0], False
-        for index, end in ends.items():
-            stated = stated_end(self.container, self.container.streams[index], self.origin, self.source)
+        for stream in self._streams:
+            stated = stated_end(self.container, stream, self.origin, self.source)
             unstated |= stated is None
-            missing.append(min(stated or 0.0, self.limit) - end)
+            missing.append(min(stated or 0.0, self.limit) - ends[stream.index])
         whole = stated_duration(self.container, self.source)
         if unstated and whole is not None:
             missing.append(min(whole - max(self.origin, 0.0), self.limit) - last)

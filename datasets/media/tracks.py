@@ -35,11 +35,13 @@ class SoundTrack:
     """Decoded sound placed on the segment's time line: mono, at the source's rate.
 
     Attributes:
-        rate: Source's sampling rate in Hz.
+        stream: The audio stream.
+        rate: Its sampling rate in Hz.
         length: Number of samples the segment has room for; None without an end.
         first_channel_only: Take the first channel in place of the mean.
     """
 
+    stream: av.AudioStream
     rate: int
     length: int | None
     first_channel_only: bool
@@ -224,9 +226,7 @@ class PictureTrack:
         """
         first = max(self.extent()[0], self.begin)
         if end <= first:
-            raise MediaError(
-                "no_video", f"no picture from {self.begin:.3f} to {end:.3f} s, where there is sound"
-            )
+            raise MediaError("no_video", f"no picture from {self.begin:.3f} to {end:.3f} s")
         return [first + (i + 0.5) * (end - first) / num_frames for i in range(num_frames)]
 
     def frames_at(self, times: Sequence[float]) -> list[av.VideoFrame]:

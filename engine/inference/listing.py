@@ -82,6 +82,11 @@ def kind_of(folder: Path, listed: Sequence[str], needs: ClipNeeds, only: MediaKi
     return Listing(folder, kind, found[kind], others)
 
 
+def frames_are_enough(needs: ClipNeeds) -> bool:
+    """Whether a video without a sound track is of use."""
+    return needs.held_out_frames is not None and (needs.partial or not needs.audio)
+
+
 def _subtitles_of(names: set[str], listed: set[str]) -> set[str]:
     """Those of the files listed that `find_subtitles` finds beside ``names``."""
     beside = ([str(Path(name).with_suffix(suffix)) for suffix in SUBTITLES] for name in names)

@@ -20,12 +20,12 @@ from datasets.guard import Guard
 from datasets.loading.config import ClipNeeds
 from datasets.loading.frames import FrameChoice, frames_wanted
 from datasets.loading.reader import VIDEO_FRAMES, ClipReader
-from datasets.media.container import SAMPLE_RATE, MediaError, MediaSettings, read_media, read_sound
+from datasets.media.container import SAMPLE_RATE, MediaClip, MediaError, MediaSettings, read_media, read_sound
 from datasets.prepare.encode import encode_jpeg
 from datasets.prepare.sources import printable
 from datasets.shards.manifest import INDEX_NAME
 from datasets.subtitles import find_subtitles, read_subtitles, said_between
-from engine.inference.listing import SUFFIXES, Listing, MediaKind, list_media
+from engine.inference.listing import SUFFIXES, Listing, MediaKind, frames_are_enough, list_media
 
 _SHORTER_SIDE = 256  # as in prepared shards
 
@@ -254,14 +254,14 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             SAMPLE_RATE, first_channel_only=settings.first_channel_only, audio_track=settings.audio_track
         )
         clip = read_sound(path, piece.start, piece.end, media)
-        self._check(clip.truncated, clip.duration)
+        self._check(clip)
         return torch.from_numpy(clip.waveform)
 
-    def _check(self, truncated: bool, seconds: float) -> None:
-        if truncated and not self.settings.keep_truncated:
-            detail = f"damaged or cut off; {seconds:.3f} s of sound could be read (--keep_truncated keeps it)"
-            raise MediaError("truncated", detail)
-        if not seconds:
+    def _check(self, found: MediaClip, needs_sound: bool = True) -> None:
+        if found.truncated and not self.settings.keep_truncated:
+            seconds = f"{found.duration:.3f} s of sound could be read"
+            raise MediaError("truncated", f"damaged or cut off; {seconds} (--keep_truncated keeps it)")
+        if needs_sound and not found.duration:
             raise MediaError("no_audio", "the file has no sound")
 
     def _with_video(self, clip: Clip, path: Path, piece: Piece) -> Clip:
@@ -279,8 +279,9 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
             settings.video_track,
         )
         places = sorted(set(wanted))
-        found = read_media(path, piece.start, piece.end, media, places)
-        self._check(found.truncated, found.duration)
+        needs_sound = not frames_are_enough(self.needs)
+        found = read_media(path, piece.start, piece.end, media, places, needs_sound=needs_sound)
+        self._check(found, needs_sound)
         clip = replace(clip, waveform=torch.from_numpy(found.waveform) if self.audio else None)
         if not wanted:
             return clip

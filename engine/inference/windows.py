@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +12,10 @@ from tqdm import tqdm
 
 from datasets.guard import DecoderDiedError, Guard
 from datasets.loading.config import ClipNeeds
-from datasets.media.length import media_length
+from datasets.media.length import Kind, media_length
 from datasets.prepare.labels import LabelRow, read_label_file
 from datasets.subtitles import find_subtitles
-from engine.inference.listing import SUFFIXES, Listing, MediaKind, kind_of, list_media
+from engine.inference.listing import SUFFIXES, Listing, MediaKind, frames_are_enough, kind_of, list_media
 from engine.inference.sources import Piece
 from engine.parallel.world import World
 
@@ -50,7 +50,10 @@ def find_pieces(
         rows = [row for row in rows if row.name not in of_other_kinds]
         listing = replace(listing, others=Counter(Path(name).suffix.lower() for name in of_other_kinds))
     whole = [row for row in rows if _is_open(row, listing.kind)]
-    lengths = _lengths(listing, sorted({row.name for row in whole}), world)
+    kinds: list[tuple[Kind, ...]] = [("audio",) if listing.kind == "sound" else ("video", "audio")]
+    if listing.kind == "video" and frames_are_enough(needs):
+        kinds.append(("video",))
+    lengths = _lengths(listing.folder, sorted({row.name for row in whole}), kinds, world)
     pieces: list[Piece] = []
     for row in rows:
         if not _is_open(row, listing.kind):
@@ -91,16 +94,18 @@ def windows(length: float | None, window: float, hop: float) -> list[tuple[float
     return [(round(i * hop, 6), round(i * hop + window, 6)) for i in range(count)]
 
 
-def _lengths(listing: Listing, names: list[str], world: World) -> dict[str, float | None]:
-    """The length of each file in seconds, which processes read in turn; None where it can't be read."""
-    kinds = ("audio",) if listing.kind == "sound" else ("video", "audio")
+def _lengths(
+    folder: Path, names: list[str], kinds: Sequence[tuple[Kind, ...]], world: World
+) -> dict[str, float | None]:
+    """The length of each file in seconds, by the first of ``kinds`` that tells it; None where it can't be read."""
     read = Guard(media_length)
 
     def lengths(own: Iterable[str]) -> dict[str, float | None]:
         found: dict[str, float | None] = {}
         for name in own:
             try:
-                found[name] = read(listing.folder / name, kinds)
+                tried = (read(folder / name, streams) for streams in kinds)
+                found[name] = next((length for length in tried if length is not None), None)
             except (DecoderDiedError, OSError):
                 found[name] = None
         return found

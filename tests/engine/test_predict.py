@@ -19,7 +19,7 @@ from support.videos import write_video
 from support.whisper import write_whisper
 from torch import Tensor
 
-from datasets.batch import AVBatch
+from datasets.batch import AVBatch, Ticket, collate
 from datasets.decode import decode_frame
 from datasets.loading.config import ClipNeeds
 from datasets.media.container import MediaSettings
@@ -338,6 +338,32 @@ def test_fusion_takes_of_a_file_what_there_is(tmp_path: Path):
     ]
     assert said == said[:1] * 3
     torch.testing.assert_close(torch.tensor(list(said[0].values())), reader.predict(batch)["emotion"][0])
+
+
+def test_a_video_without_sound_is_judged_by_its_frames(tmp_path: Path):
+    for name, seconds in {"heard": 1.2, "silent": 0.0}.items():
+        write_video(tmp_path / f"{name}.mp4", seconds=1.2, sound_seconds=seconds)
+    seen = fused(small_predictor("visual"), tmp_path, tmp_path / "seen.jsonl")
+    places = [(name, start) for name in ("heard.mp4", "silent.mp4") for start in (0.0, 0.5)]
+    assert [(row["id"], row["start"]) for row in seen] == places
+    assert [row["emotion"] for row in seen[:2]] == [row["emotion"] for row in seen[2:]]
+
+    whole = (tmp_path / "silent.mp4").read_bytes()
+    (tmp_path / "cut.mp4").write_bytes(whole[: len(whole) * 7 // 10])
+    both = small_predictor("audio", "visual")
+    listing, pieces = find_pieces(tmp_path, both.needs, None, 0.5, 0.5, ALONE)
+    source = open_files(listing, pieces, both.needs, ReadSettings())
+    assert predict(both, source, tmp_path / "both.jsonl", work=Work(batch_size=1)) == (4, 1)
+    assert "truncated" in (tmp_path / "both.jsonl.rejects.csv").read_text()
+    rows = {(row["id"], row["start"]): row["emotion"] for row in rows_of(tmp_path / "both.jsonl")}
+    for row, (name, start) in enumerate((piece.name, piece.start) for piece in pieces):
+        if name == "heard.mp4":
+            clip = source.clips[Ticket(row, 0)]
+            batch = collate([clip], num_samples=source.num_samples, num_classes=0)
+            unheard = both.predict(replace(batch, num_samples=torch.tensor([0])))["emotion"][0]
+            said = [torch.tensor(list(rows[video, start].values())) for video in ("silent.mp4", name)]
+            assert torch.equal(said[0], unheard)
+            assert not torch.equal(said[1], unheard)
 
 
 def test_a_clip_with_nothing_for_the_model_and_a_file_of_no_kind_are_rejects(spoken: Path, tmp_path: Path):
