@@ -221,6 +221,16 @@ def _estimate_cost(run: PlannedRun, clips: int, cluster: Cluster, report: Report
     report.line("time", f"{hours:.2f} h, {gpu_hours:.1f} GPU hours at {basis}, if data keeps up")
 
 
+def _check_finetuning(config: LabelledConfig, cluster: Cluster) -> Report:
+    try:
+        run = planned_finetuning(config)
+    except ValueError as error:  # what the model is made of is missing, or does not fit
+        report = Report()
+        report.problem("model", str(error))
+        return report
+    return check(run, cluster)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Checks what the command line says; see ``python -m launch.preflight``."""
     show_control_characters()
@@ -236,13 +246,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--mfu", type=float, default=0.3, help="share of the peak that is reached")
     own = parser.parse_args(given[:cut])
     script, *rest = given[cut + 1 :] or [""]
+    cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)
     if script == "main_pretrain.py":
         run = planned_pretraining(parse_config(PretrainConfig, script, rest)[0])
+        report = check(run, cluster)
     elif script == "main_finetune.py":
-        run = planned_finetuning(parse_config(LabelledConfig, script, rest)[0])
+        report = _check_finetuning(parse_config(LabelledConfig, script, rest)[0], cluster)
     else:
         parser.error("after '--' comes main_pretrain.py or main_finetune.py with its arguments")
-    cluster = Cluster(own.nodes, own.processes, own.gpu_memory_gb, own.gpu_tflops, own.mfu)
-    report = check(run, cluster)
     print(report)
     return 1 if report.problems else 0

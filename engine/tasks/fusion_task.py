@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.runlog import RunLog, logger
 from models import parameter_count
 from models.fusion import FusionModel, build_towers, keep_towers
+from models.towers import Tower
 
 #: In a run's folder: what makes its towers again when their sources are gone.
 TOWERS = "towers"
@@ -91,10 +93,14 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
     def _objective(self, classes: Sequence[str], resumed: bool) -> FusionObjective:
         config = self.config
         torch.manual_seed(config.seed)
-        towers = build_towers(config.model, config.fbank, self.run / TOWERS if resumed else None)
+        towers = self._towers(resumed)
         heads = heads_of(config.objective, classes)
         model = FusionModel(config.model, towers, {name: head.shape for name, head in heads.items()})
         return FusionObjective(model, config.fbank, config.objective, heads)
+
+    def _towers(self, resumed: bool) -> dict[str, Tower[Any]]:
+        kept = self.run / TOWERS if resumed else None
+        return build_towers(self.config.model, self.config.fbank, kept)
 
     @staticmethod
     def _load(model: FusionModel, source: Path) -> None:
@@ -145,7 +151,7 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
         heads = {head.name: Head(head, ("first", "second"), (0, 1)) for head in given}
         model = FusionModel(
             config.model,
-            build_towers(config.model, config.fbank),
+            self._towers(resumed=bool(find_checkpoints(self.run))),
             {name: head.shape for name, head in heads.items()},
         )
         return FusionObjective(model, config.fbank, config.objective, heads)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support.films import config
+from support.meld import HEADER, NO_VIDEO, meld_row, touch, write_meld
 from support.videos import write_video
 
 from datasets.manifests.meld import read_meld, seconds
@@ -17,44 +18,10 @@ from datasets.prepare.run import prepare
 from datasets.shards.manifest import ShardIndex, label_tasks
 from datasets.shards.scan import scan_shard
 
-HEADER = (
-    "Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime\r\n"
-)
-NO_VIDEO = b"no video"
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(NO_VIDEO)
-
-
-def meld_row(text: str, emotion: str, sentiment: str, dialogue: int, utterance: int, times=None) -> str:
-    start, end = times or ("0:00:01,000", "00:00:02,500")
-    return f'1,"{text}",Ross,{emotion},{sentiment},{dialogue},{utterance},1,2,"{start}","{end}"\r\n'
-
 
 @pytest.fixture
 def meld(tmp_path) -> Path:
-    """A MELD of nine rows with what is odd about the published one."""
-    root = tmp_path / "MELD.Raw"
-    touch(root / "train" / "train_splits", "dia0_utt0.mp4", "dia125_utt3.mp4", "dia0_utt9.mp4")
-    touch(root / "dev" / "dev_splits_complete", "dia0_utt0.mp4")
-    test = root / "test" / "output_repeated_splits_test"
-    touch(test, "dia0_utt0.mp4", "dia0_utt1.mp4", "final_videos_testdia0_utt1.mp4", "._dia0_utt0.mp4")
-    (test / "dia1_utt0.mp4").write_bytes(b"")
-    train = HEADER + meld_row(
-        "I can\x92t, “no”", "neutral", "neutral", 0, 0
-    )  # U+0092, as older copies have it
-    train += meld_row("Broken", "anger", "negative", 125, 3) + meld_row("Twice", "joy", "positive", 0, 0)
-    (root / "train" / "train_sent_emo.csv").write_bytes(train.encode())
-    dev = HEADER + meld_row("Hi", "joy", "positive", 0, 0) + meld_row("Gone", "fear", "negative", 110, 7)
-    (root / "dev_sent_emo.csv").write_bytes(dev.encode())
-    rows = HEADER + meld_row("Caf\xe9 \x92s", "sadness", "negative", 0, 0).replace("\x92", "’")
-    rows += meld_row("Recut", "disgust", "negative", 0, 1)
-    rows += meld_row("Nothing", "surprise", "positive", 1, 0, ("0:16:16,059", "00:16:16,059"))
-    (root / "test_sent_emo.csv").write_bytes(rows.encode("cp1252"))
-    return root
+    return write_meld(tmp_path / "MELD.Raw")
 
 
 def test_meld_as_it_is(meld):

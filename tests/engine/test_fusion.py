@@ -23,7 +23,7 @@ from engine.evaluation.fusion import subset_scores, subsets
 from engine.evaluation.head_scores import class_table, single_label_scores
 from engine.objectives.fusion import FusionConfig, HeadConfig, head_loss, heads_of
 from engine.parallel.world import World
-from engine.tasks.finetune import finetune, open_predictor
+from engine.tasks.finetune import finetune, labelled_task, open_predictor
 from engine.tasks.finetune_config import LabelledConfig
 from engine.tasks.fusion_task import balanced_weights
 from engine.training.best_weights import BestWeights, best_file
@@ -230,6 +230,8 @@ def losses(run: Path) -> dict[float, float]:
 
 def test_resume_is_exact_without_the_sources_and_in_another_world(runs: Path):
     assert not (runs / "sources").exists()
+    planned = parse_config(LabelledConfig, "test", ["--config", str(runs / "part" / "config.yaml")])[0]
+    assert labelled_task(planned).sketch().modalities == ("audio", "visual", "text")
     whole, part, moved = (losses(runs / name) for name in ("whole", "part", "moved"))
     assert list(whole) == list(range(1, STEPS + 1))
     assert part == whole

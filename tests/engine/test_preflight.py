@@ -139,6 +139,11 @@ def test_exit_status(shards, tmp_path, capsys):
     assert main(["--processes=2", *run]) == 1
     tuning = ["--", "main_finetune.py", *run[2:], "train.parallel.global_batch_size=8"]
     assert main(["--processes=2", *tuning]) == 0
+    sizes = ["model.image_size=32", "model.audio_length=32", "model.num_mel_bins=32"]
+    fusion = [*tuning[:2], *data[:2], *tuning[-1:], "objective.kind=fusion", *sizes]
+    assert main(["--processes=2", *fusion]) == 0
+    assert main(["--processes=2", *fusion, "model.text.source=none"]) == 1
+    assert "! model       model.text.source none does not exist" in capsys.readouterr().out
     with pytest.raises(SystemExit) as wrong:
         main([*run, "data.trian=x"])
     assert wrong.value.code == 2
