@@ -10,9 +10,10 @@ import gc
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import is_dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
@@ -58,31 +59,78 @@ class _WatchedLoader(DataLoader[Any]):
             return super().__iter__()
         _check_shared_memory(self)
         gc.collect()
-        return self._watch(super().__iter__())
+        batches: Any = super().__iter__()
+        return self._watched(batches, batches._workers)
 
-    def _watch(self, batches: Iterator[AVBatch]) -> Iterator[AVBatch]:
-        since = time.monotonic()
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                if not str(error).startswith("DataLoader timed out"):
-                    raise
-                self._check_patience(time.monotonic() - since)
+    def _watched(self, batches: Iterator[AVBatch], workers: Sequence[BaseProcess]) -> Iterator[AVBatch]:
+        with _Patience(workers, self.stall_seconds) as patience:
+            while True:
+                try:
+                    with patience.waiting():
+                        batch = next(batches)
+                except StopIteration:
+                    return
+                except (RuntimeError, OSError, EOFError) as error:
+                    if patience.ended is None:
+                        raise
+                    raise LoaderStalledError(
+                        f"the reader processes gave no batch for {patience.ended:.0f} s (stall_seconds is "
+                        f"{self.stall_seconds:g}): the storage hangs, or shared memory is used up "
+                        f"({_shared_memory()}); their own errors stand above. num_workers=0 reads without such "
+                        "processes"
+                    ) from error
+                yield batch
+
+
+class _Patience:
+    """Ends reader processes that are waited for too long, from a thread of its own; a context manager.
+
+    The waiting thread itself can't give up: it asks a worker for the memory of each tensor, and without a limit.
+
+    Args:
+        workers: The processes.
+        stall_seconds: How long one batch is waited for.
+
+    Attributes:
+        ended: After how many seconds they were ended; None as long as they were not.
+    """
+
+    def __init__(self, workers: Sequence[BaseProcess], stall_seconds: float) -> None:
+        self.ended: float | None = None
+        self._workers, self._stall_seconds = workers, stall_seconds
+        self._current: object = None  # another one for each batch that is waited for
+        self._closed = threading.Event()
+
+    def __enter__(self) -> _Patience:
+        threading.Thread(target=self._look, name="loader watch", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closed.set()
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """The block waits for a batch."""
+        self._current = object()
+        try:
+            yield
+        finally:
+            self._current = None
+
+    def _look(self) -> None:
+        period = min(_LOOK, self._stall_seconds)
+        seen, waited = None, 0.0
+        while not self._closed.wait(period):
+            current = self._current
+            if current is None or current is not seen:
+                seen, waited = current, 0.0
                 continue
-            yield batch
-            since = time.monotonic()
-
-    def _check_patience(self, waited: float) -> None:
-        limit = min(_PATIENCE, self.stall_seconds) if STOP_WORD.asked() else self.stall_seconds
-        if waited >= limit:
-            raise LoaderStalledError(
-                f"the reader processes gave no batch for {waited:.0f} s (stall_seconds is "
-                f"{self.stall_seconds:g}): the storage hangs, or shared memory is used up ({_shared_memory()}); "
-                "their own errors stand above. num_workers=0 reads without such processes"
-            )
+            waited += period  # looks are counted: a process that stood still itself did not wait for anybody
+            if waited >= (min(_PATIENCE, self._stall_seconds) if STOP_WORD.asked() else self._stall_seconds):
+                self.ended = waited
+                for worker in self._workers:
+                    worker.kill()  # which a stopped process heeds too
+                return
 
 
 def _check_shared_memory(loader: DataLoader[Any]) -> None:
@@ -130,7 +178,6 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         prefetch_factor=config.prefetch_factor if workers else None,
         persistent_workers=bool(workers),
-        timeout=min(_LOOK, config.stall_seconds) if workers else 0,
         worker_init_fn=_ignore_cluster_signals if workers else None,
         generator=torch.Generator(),  # of its own: else every iterator draws from torch's global one
     )

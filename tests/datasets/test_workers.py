@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -65,14 +67,17 @@ def test_without_workers_nothing_is_shared(shards: str, monkeypatch: pytest.Monk
 
 
 class Hangs(Dataset):
-    """Gives nothing in a worker, as one whose batch was dropped."""
+    """Gives nothing in a worker, as one whose batch was dropped, or stops it before the second batch."""
 
-    def __init__(self) -> None:
-        self.parent = os.getpid()
+    def __init__(self, stops: bool = False) -> None:
+        self.parent, self.stops = os.getpid(), stops
 
     def __getitems__(self, tickets: list) -> list:
         if os.getpid() != self.parent:
-            time.sleep(60)
+            if not self.stops:
+                time.sleep(60)
+            elif tickets == [2]:
+                os.kill(os.getpid(), signal.SIGSTOP)
         return [torch.zeros(1) for _ in tickets]
 
 
@@ -85,3 +90,14 @@ def test_readers_that_hang_end_the_run(monkeypatch: pytest.MonkeyPatch, asked: b
     loader = workers.make_loader(config, Hangs(), [[1, 2]], lambda items: items)  # type: ignore[arg-type]
     with pytest.raises(workers.LoaderStalledError, match=r"gave no batch for 0 s .*/dev/shm has"):
         next(iter(loader))
+
+
+def test_a_reader_that_stands_still_ends_the_run(monkeypatch: pytest.MonkeyPatch):
+    """The first batch waits in the queue, and its memory can't be had from a process that was stopped."""
+    monkeypatch.setattr(workers, "_LOOK", 0.1)
+    config = DataConfig("set", num_workers=1, stall_seconds=1.0)
+    loader = workers.make_loader(config, Hangs(stops=True), [[1], [2]], torch.stack)  # type: ignore[arg-type]
+    with pytest.raises(workers.LoaderStalledError, match="gave no batch for 1 s"):
+        list(loader)
+    iterator: Any = loader._iterator
+    assert not any(worker.is_alive() for worker in iterator._workers)
