@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import get_loader, set_loader
+from jsonargparse import ArgumentParser, Namespace, get_loader, set_loader
 
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 _Key = tuple[str, ...]
@@ -123,6 +123,17 @@ def use_strict_yaml() -> None:
 
     load.strict = True  # type: ignore[attr-defined]
     set_loader("yaml", load, exceptions=(yaml.YAMLError, ValueError))
+
+
+class ConfigParser(ArgumentParser):
+    """Reads config files as UTF-8, whatever the locale says."""
+
+    def parse_path(self, path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Namespace:
+        """The settings in a file; see jsonargparse."""
+        if not Path(path).is_file():  # such as a shell's <(command)
+            return super().parse_path(path, *args, **kwargs)
+        text = _read(Path(path)).decode("utf-8-sig")
+        return self.parse_string(text, os.path.basename(path), *args, **kwargs)
 
 
 def check_files(arguments: Sequence[str]) -> None:

@@ -17,8 +17,6 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-from jsonargparse import ArgumentParser
-
 from atomic import write_atomically
 from datasets.loading.loader import DataConfig
 from datasets.shards.names import is_pipe
@@ -32,7 +30,7 @@ from engine.training.train_config import TrainConfig
 from engine.training.wandb_log import LogConfig
 from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
-from strict_yaml import check_files, contradictions, use_strict_yaml
+from strict_yaml import ConfigParser, check_files, contradictions, use_strict_yaml
 
 T = TypeVar("T", bound="RunConfig")
 
@@ -238,7 +236,7 @@ def with_types(kind: type[T], model: str, objective: type[ObjectiveConfig] | Non
     return make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, namespace=names)
 
 
-class _Parser(ArgumentParser):
+class _Parser(ConfigParser):
     """Errors in a line or two, without the page of usage, and with the key that was probably meant."""
 
     def take_defaults(self, of_init: Mapping[str, Any], given: Mapping[str, Any]) -> None:

@@ -7,10 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from jsonargparse import ArgumentParser
-
 from home_paths import expand_values
-from strict_yaml import use_strict_yaml
+from strict_yaml import ConfigParser, use_strict_yaml
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -166,10 +164,10 @@ class LaunchConfig:
         return self.gpus_per_node or self.processes_per_node or 1
 
 
-def launch_parser() -> ArgumentParser:
+def launch_parser() -> ConfigParser:
     """A parser for launch settings: ``--config FILE`` and one flag a field; refuses unknown keys by name."""
     use_strict_yaml()
-    parser = ArgumentParser(
+    parser = ConfigParser(
         prog="python -m launch.submit", description="Submit training runs.", allow_abbrev=False
     )
     parser.add_argument("--config", action="config", help="launch file (YAML)")

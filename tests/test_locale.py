@@ -68,6 +68,24 @@ def test_text_is_read_and_written_in_a_named_encoding():
     assert not bad
 
 
+def in_ascii_locale(*words: str) -> subprocess.CompletedProcess[bytes]:
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONIOENCODING")
+    }
+    return subprocess.run([sys.executable, *words], env=environment | ascii_only, capture_output=True)
+
+
+def test_config_files_are_utf_8(tmp_path: Path):
+    (tmp_path / "c.yaml").write_text("name: Élan  # ±\n", encoding="utf-8-sig")
+    code = (
+        "import sys; from launch.config import launch_parser; "
+        "print(ascii(launch_parser().parse_args(['--config', sys.argv[1]]).name))"
+    )
+    found = in_ascii_locale("-c", code, str(tmp_path / "c.yaml"))
+    assert found.stdout == b"'\\xc9lan'\n", found.stderr.decode()
+
+
 def test_a_set_can_be_looked_at_in_an_ascii_locale(tmp_path: Path):
     folder = tmp_path / "sét"
     folder.mkdir()
@@ -75,14 +93,7 @@ def test_a_set_can_be_looked_at_in_an_ascii_locale(tmp_path: Path):
     with ShardWriter(folder / "a.tar") as writer:
         writer.write(replace(sample, metadata=sample.metadata | {"labels": ["Élan"]}))
     index_folder(folder)
-    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONPATH": str(ROOT)}
-    environment = {
-        name: value for name, value in os.environ.items() if name not in ("LANG", "PYTHONIOENCODING")
-    }
-    found = subprocess.run(
-        [sys.executable, "-m", "datasets.stats", str(folder)],
-        env=environment | ascii_only, capture_output=True,
-    )  # fmt: skip
+    found = in_ascii_locale("-m", "datasets.stats", str(folder))
     assert found.returncode == 0, found.stderr.decode()
     assert rb"\xc9lan" in found.stdout
     assert (folder / "contact_sheet.png").is_file()

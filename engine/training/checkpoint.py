@@ -141,30 +141,34 @@ def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
     Damaged ones that are newer are set aside as ``damaged_step_…``, and the log says what is wrong with them.
 
     Raises:
-        CheckpointError: All that there are, are damaged.
+        CheckpointError: All that there are, are damaged. They keep their names, so that no later attempt begins anew.
     """
-    problems: list[str] = []
-    while True:
-        newest = world.broadcast_object(_newest(run) if world.is_main else None)
-        if newest is None:
-            break
-        if isinstance(newest, Checkpoint):
-            problem = find_damage(newest.path, newest.state.files, world)
+    problems: dict[Path, str] = {}
+    folders: Any = world.broadcast_object(_folders(run) if world.is_main else None)
+    for folder in reversed(folders):
+        found: Any = world.broadcast_object(_open_or_say(folder) if world.is_main else None)
+        if isinstance(found, Checkpoint):
+            problem = find_damage(found.path, found.state.files, world)
             if problem is None:
-                return newest
-            problems.append(f"{newest.path} is damaged: {problem}")
+                _set_damaged_aside(problems, world)
+                return found
+            problems[folder] = f"{folder} is damaged: {problem}"
         else:
-            problems.append(str(newest))
-        if world.is_main:
-            logger.error("%s; it is set aside", problems[-1])
-            _set_aside(_folders(run)[-1], "damaged")
-        world.barrier()
+            problems[folder] = found
     if problems:
         raise CheckpointError(
-            f"no checkpoint of {run} is sound: {'; '.join(problems)}. Bring back one of them from a copy, or choose "
-            "another output_dir to start from scratch"
+            f"no checkpoint of {run} is sound: {'; '.join(problems.values())}. Bring back one of them from a copy, or "
+            "choose another output_dir to start from scratch"
         )
     return None
+
+
+def _set_damaged_aside(problems: dict[Path, str], world: World) -> None:
+    if world.is_main:
+        for folder, problem in problems.items():
+            logger.error("%s; it is set aside", problem)
+            _set_aside(folder, "damaged")
+    world.barrier()
 
 
 def disposable(checkpoints: list[Checkpoint], keep: int) -> list[Checkpoint]:
@@ -203,11 +207,10 @@ def set_aside(checkpoints: list[Checkpoint], word: str) -> None:
         _set_aside(checkpoint.path, word)
 
 
-def _newest(run: Path) -> Checkpoint | str | None:
-    """The newest checkpoint, or what is wrong with its ``state.json``."""
-    folders = _folders(run)
+def _open_or_say(folder: Path) -> Checkpoint | str:
+    """A checkpoint, or what is wrong with its ``state.json``."""
     try:
-        return _open_checkpoint(folders[-1]) if folders else None
+        return _open_checkpoint(folder)
     except CheckpointError as error:
         return str(error)
 

@@ -146,4 +146,4 @@ def test_a_checkpoint_lists_files_of_its_own(tmp_path: Path, name: str) -> None:
     write_sealed(folder / "state.json", state)
     with pytest.raises(CheckpointError, match=r"lists '.*', which is no file within the checkpoint"):
         newest_sound_checkpoint(tmp_path, World(0, 1, torch.device("cpu")))
-    assert (tmp_path / "checkpoints" / "damaged_step_00000001").is_dir()
+    assert folder.is_dir()
