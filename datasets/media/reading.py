@@ -142,7 +142,7 @@ class Reading:
         return max(until) > self.limit + INTERLEAVE_SECONDS and not nothing_yet
 
     def _seek(self, target: float) -> bool:
-        stream = self._streams[-1]  # the picture, whose packets stand for themselves less often
+        stream = self._streams[-1]  # of both the picture, which is decoded from keyframes on
         try:
             offset = int((target + self.origin) / float(stream.time_base or 1))
             self.container.seek(offset, stream=stream, backward=True)

@@ -24,6 +24,7 @@ from engine.objectives.registry import build_objective
 from engine.preflight.estimates import state_bytes
 from engine.tasks.finetune import labelled_task
 from engine.tasks.finetune_config import LabelledConfig
+from engine.tasks.labelled_sets import check_held_out, open_training_sets
 from engine.training.train_config import TrainConfig
 from home_paths import command_line
 from models import Workload, build_model, parameter_count
@@ -228,7 +229,15 @@ def _check_finetuning(config: LabelledConfig, cluster: Cluster) -> Report:
         report = Report()
         report.problem("model", str(error))
         return report
-    return check(run, cluster)
+    report = check(run, cluster)
+    try:
+        sets = open_training_sets(config)
+        check_held_out(config, sets[0])
+        labelled_task(config).check_labels(sets)
+    except (ValueError, OSError) as error:
+        if str(error) not in report.problems:  # a set that is missing has been told
+            report.problem("labels", str(error))
+    return report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -144,6 +144,8 @@ def test_exit_status(shards, tmp_path, capsys):
     assert main(["--processes=2", *fusion]) == 0
     assert main(["--processes=2", *fusion, "model.text.source=none"]) == 1
     assert "! model       model.text.source none does not exist" in capsys.readouterr().out
+    assert main(["--processes=2", *fusion, "objective.heads=[{task: emotion}]"]) == 1
+    assert "! labels      objective.heads: task 'emotion' has 0 classes" in capsys.readouterr().out
     with pytest.raises(SystemExit) as wrong:
         main([*run, "data.trian=x"])
     assert wrong.value.code == 2
