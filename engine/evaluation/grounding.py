@@ -8,7 +8,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from sklearn.metrics import average_precision_score
 from torch import Tensor
 
 from models.dense.similarity import weighted_mean
@@ -54,6 +53,8 @@ def average_precision(heat: Tensor, truth: Tensor) -> float:
         heat: (N, h, w).
         truth: (N, h, w) bool.
     """
+    from sklearn.metrics import average_precision_score  # slow, and only the end of an evaluation needs it
+
     return float(average_precision_score(truth.flatten().cpu().numpy(), heat.flatten().cpu().numpy()))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from datasets.batch import AVBatch
 from datasets.media.container import SAMPLE_RATE
-from models.towers.folders import read_settings
+from models.towers.folders import import_transformers, read_settings
 
 #: What Whisper hears at a time; longer sounds are transcribed piece by piece.
 _SECONDS = 30
@@ -30,22 +29,18 @@ class Transcriber(nn.Module):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        if importlib.util.find_spec("transformers") is None:
-            raise ValueError("--whisper needs transformers: pip install -e '.[backbones]'")
+        transformers = import_transformers("--whisper")
         kind = read_settings(folder / "config.json").get("model_type")
         if kind != "whisper":
             raise ValueError(f"--whisper {folder} is no folder of a Whisper that transformers wrote")
         if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
             raise ValueError(f"{folder} lacks the tokenizer: save Whisper's processor into it too")
-        from transformers import WhisperForConditionalGeneration, WhisperProcessor
-
         local: dict[str, Any] = {"local_files_only": True}
         try:
-            self._processor: Any = WhisperProcessor.from_pretrained(folder, **local)
-            opened: Any = WhisperForConditionalGeneration.from_pretrained(
+            self._processor: Any = transformers.WhisperProcessor.from_pretrained(folder, **local)
+            model, loading = transformers.WhisperForConditionalGeneration.from_pretrained(
                 folder, weights_only=True, output_loading_info=True, **local
             )
-            model, loading = opened
         except (OSError, ValueError) as error:
             raise ValueError(
                 f"{folder} can't be opened as a Whisper: {str(error).splitlines()[0]}"

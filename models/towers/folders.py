@@ -6,7 +6,7 @@ from a generator whose state no checkpoint holds, and short clips would fail in 
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +51,18 @@ def read_settings(path: Path) -> dict[str, Any]:
     return found
 
 
+def import_transformers(asking: object) -> Any:
+    """The optional package; untyped, since a type checker would take minutes to infer its types.
+
+    Raises:
+        ValueError: It isn't installed; the message begins with ``asking``, what needs it.
+    """
+    try:
+        return importlib.import_module("transformers")
+    except ModuleNotFoundError:
+        raise ValueError(f"{asking} needs transformers: pip install -e '.[backbones]'") from None
+
+
 def open_folder(
     folder: Path, kinds: tuple[str, ...], *, weights: bool = True, **options: Any
 ) -> tuple[nn.Module, dict[str, Any]]:
@@ -72,20 +84,17 @@ def open_folder(
         raise ValueError(
             f"{folder} {what}; wanted is a folder of {' or '.join(kinds)}, as transformers writes it"
         )
-    if importlib.util.find_spec("transformers") is None:
-        raise ValueError(f"{folder} needs transformers: pip install -e '.[backbones]'")
-    from transformers import AutoConfig, AutoModel
-
-    config = AutoConfig.from_pretrained(folder, local_files_only=True)
+    transformers = import_transformers(folder)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
     for name in _OFF:  # whether config.json names them or they are the library's defaults
         if hasattr(config, name):  # some are checked for their type
             setattr(config, name, 0 if isinstance(getattr(config, name), int) else 0.0)
     _check_size(folder, config, weights)
     options["attn_implementation"] = "eager" if kind in _EAGER else "sdpa"
     if not weights:
-        return AutoModel.from_config(config, **options), read_settings(folder / _PREPROCESSOR)
+        return transformers.AutoModel.from_config(config, **options), read_settings(folder / _PREPROCESSOR)
     try:
-        model, loading = AutoModel.from_pretrained(
+        model, loading = transformers.AutoModel.from_pretrained(
             folder,
             config=config,
             local_files_only=True,
@@ -138,8 +147,7 @@ class ImageNetTo(nn.Module):
 
 def _check_size(folder: Path, config: Any, weights: bool) -> None:
     """Raises a ``ValueError`` where a folder describes a model far larger than its weights, before that is built."""
-    from transformers import AutoModel
-
+    transformers = import_transformers(folder)
     held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
     held = held if weights else _MOST_VALUES
     for name, value in config.to_dict().items():
@@ -148,7 +156,9 @@ def _check_size(folder: Path, config: Any, weights: bool) -> None:
         if len(sizes) > _DEEPEST or any(isinstance(size, int) and size > largest for size in sizes):
             raise ValueError(f"{folder / 'config.json'}: {name} is more than any model with its weights has")
     with torch.device("meta"):  # no memory is taken
-        values = sum(value.numel() for value in AutoModel.from_config(config).state_dict().values())
+        values = sum(
+            value.numel() for value in transformers.AutoModel.from_config(config).state_dict().values()
+        )
     if values > held + _SPARE_VALUES:  # a value takes a byte at least
         raise ValueError(
             f"{folder / 'config.json'} describes a model of {values} values; its weights are {held} bytes"

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from models.layers.blocks import Block, init_weights
 from models.towers.base import TextTower, Tokens, Words
-from models.towers.folders import keep_folder, open_folder
+from models.towers.folders import import_transformers, keep_folder, open_folder
 
 TEXT = ("bert", "roberta")
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"))
@@ -81,10 +81,9 @@ def open_tokenizer(folder: Path, model: nn.Module) -> Any:
             f"{folder} has no tokenizer ({wanted}): put the files of the model's own into it, as transformers' "
             "tokenizer.save_pretrained writes them"
         )
-    from transformers import AutoTokenizer
-
+    transformers = import_transformers(folder)
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{folder} holds no tokenizer that can be read: {error}") from None
     config: Any = model.config

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-from support.processes import environment
+from support.processes import run_program
 from support.runs import PRETRAIN, ROOT
 from support.shards import make_shards
 
@@ -43,14 +42,7 @@ def pretrain(run: Path, shards: Path, sources: tuple[Path, Path], *more: str) ->
         "model.embed_dim=16", "train.steps=3", "train.log_interval=1", "train.parallel.global_batch_size=4",
         "objective.audio_from_epoch=0.2", "objective.visual_from_epoch=0.4", *more,
     ]  # fmt: skip
-    command = [
-        sys.executable,
-        PRETRAIN,
-        "--config",
-        str(ROOT / "configs/dense_hubert_dinov2.yaml"),
-        *settings,
-    ]
-    return subprocess.run(command, env=environment(), cwd=ROOT, capture_output=True, text=True)
+    return run_program(PRETRAIN, "--config", str(ROOT / "configs/dense_hubert_dinov2.yaml"), *settings)
 
 
 def test_three_steps_of_the_baselines_recipe(tmp_path):

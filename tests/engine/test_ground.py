@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from support.dense import CONFIG, FBANK, small_dense
-from support.processes import environment
+from support.processes import run_program
 from support.videos import write_video
 
 from datasets.synthetic.scene import SyntheticConfig
@@ -84,8 +83,7 @@ def test_the_command_line(run, tmp_path):
     (tmp_path / "broken.mp4").write_bytes(b"no video")
 
     def ground(*arguments: object) -> subprocess.CompletedProcess:
-        command = [sys.executable, "-m", "engine.ground", *map(str, arguments)]
-        return subprocess.run(command, env=environment(), capture_output=True, text=True)
+        return run_program("-m", "engine.ground", *map(str, arguments))
 
     made = ground(run, tmp_path / "in.mp4", tmp_path / "out.mp4")
     assert made.returncode == 0, made.stderr

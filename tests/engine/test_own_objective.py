@@ -6,11 +6,10 @@ No file of Earsight names them. The commands run in processes of their own, sinc
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from support.processes import environment
+from support.processes import run_world
 from support.shards import make_shards
 
 from engine.training.checkpoint import find_checkpoints
@@ -24,11 +23,8 @@ SETTINGS = [
 
 
 def run(program: str, *words: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
-    torchrun = (
-        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks > 1 else []
-    )
-    command = [sys.executable, *torchrun, "-m", "support.own_main", program, *words]
-    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    done = run_world("-m", "support.own_main", program, *words, world_size=ranks)
+    return max(done, key=lambda rank: abs(rank.returncode))
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,6 @@ import csv
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ import pytest
 import soundfile
 import torch
 from support.fusion import small_objective
-from support.processes import environment, run_ranks
+from support.processes import run_ranks, run_world
 from support.videos import write_video
 from support.whisper import write_whisper
 from torch import Tensor
@@ -137,11 +135,9 @@ def test_two_processes_write_the_same_file(run: Path, videos: Path, tmp_path: Pa
     options = [*CPU, "--part_size", "3", "--hop", "0.1"]
     command = ["engine.predict", str(run), str(videos)]
     main([*command[1:], str(tmp_path / "1.jsonl"), *options])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
-    words = [*torchrun, *command, str(tmp_path / "2.jsonl"), *options]
-    said = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=240)
-    assert said.returncode == 0, said.stderr[-2000:]
-    assert said.stdout.count("windows predicted, 0 could not be read") == 1
+    ranks = run_world("-m", *command, str(tmp_path / "2.jsonl"), *options, world_size=2)
+    assert [rank.returncode for rank in ranks] == [0, 0], ranks
+    assert sum(rank.stdout.count("windows predicted, 0 could not be read") for rank in ranks) == 1
     assert (tmp_path / "1.jsonl").read_bytes() == (tmp_path / "2.jsonl").read_bytes()
     assert [row["start"] for row in rows_of(tmp_path / "1.jsonl") if row["id"] == "a/2.mp4"] == [
         0.0,

@@ -7,13 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.processes import environment
+from support.processes import environment, run_program
 from support.shards import make_shards
 
 from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.runlog import read_metrics
 
-ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = str(Path(__file__).resolve().parents[2] / "main_pretrain.py")
 STEPS = 6
 SETTINGS = [
     "model.name=cav_mae_tiny", "model.image_size=32", "model.audio_length=64", "model.embed_dim=24",
@@ -31,9 +31,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_shards(folder, 20, 6, seconds=0.7, size=(48, 40), frames=3)
 
 
-def pretrain(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *launcher, str(ROOT / "main_pretrain.py"), *SETTINGS, *words]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+def pretrain(*words: str) -> subprocess.CompletedProcess[str]:
+    return run_program(PROGRAM, *SETTINGS, *words)
+
+
+def pretrain_afresh(*words: str, launcher: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """As a shell starts it: nothing is imported yet."""
+    command = [sys.executable, *launcher, PROGRAM, *SETTINGS, *words]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=200)
 
 
 def losses(run: Path) -> list[float]:
@@ -47,7 +52,7 @@ def held_out(run: Path) -> list[dict[str, float]]:
 @pytest.fixture(scope="module")
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "whole"
-    result = pretrain(
+    result = pretrain_afresh(
         f"data.train={shards}", f"data.val={shards}", f"output_dir={run}", f"train.steps={STEPS}", "data.num_workers=1",
         "train.eval_interval=3",
     )  # fmt: skip
@@ -79,7 +84,7 @@ def test_resumed_mid_epoch_with_other_workers(whole: Path, shards: Path, tmp_pat
 def test_two_processes_give_the_curve_of_one(whole: Path, shards: Path, tmp_path: Path) -> None:
     torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     words = [f"data.train={shards}", f"data.val={shards}", "train.eval_interval=3", "data.num_workers=1"]
-    result = pretrain(*words, f"output_dir={tmp_path}", f"train.steps={STEPS}", launcher=torchrun)
+    result = pretrain_afresh(*words, f"output_dir={tmp_path}", f"train.steps={STEPS}", launcher=torchrun)
     assert result.returncode == 0, result.stderr
     assert losses(tmp_path) == pytest.approx(losses(whole), rel=1e-5)
     assert held_out(tmp_path)[0] == pytest.approx(held_out(whole)[0], rel=1e-6)

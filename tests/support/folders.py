@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
+from models.towers.folders import import_transformers
+
+transformers = import_transformers("this test")
 _SIZE: dict[str, Any] = {
     "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32,
 }  # fmt: skip

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from support.forking import run_programs
 
 _ROOT = Path(__file__).resolve().parents[2]
 
@@ -29,52 +30,35 @@ def environment(**more: str) -> dict[str, str]:
     return os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"} | more
 
 
+def run_program(*command: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    """Runs a program, named by its file or by ``-m MODULE``, in a process of its own."""
+    return run_programs([command], [environment()], timeout)[0]
+
+
+def run_world(*command: str, world_size: int, timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a program in ``world_size`` processes that see what torchrun would tell them; in rank order."""
+    address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    ranks = [environment(RANK=str(rank), LOCAL_RANK=str(rank), **address) for rank in range(world_size)]
+    return run_programs([command] * world_size, ranks, timeout)
+
+
 def run_ranks(target: str, world_size: int, timeout: float = 240, **arguments: Any) -> list[Any]:
     """Calls ``module:function(**arguments)`` in ``world_size`` processes; returns the results in rank order.
 
     Arguments go as JSON, results as tensors and plain values.
     """
     with tempfile.TemporaryDirectory() as folder:
-        port = str(free_port())
-        processes = []
-        for rank in range(world_size):
-            variables = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": port,
-            }
-            command = [
-                sys.executable,
-                "-m",
-                "support.processes",
-                target,
-                json.dumps(arguments),
-                f"{folder}/{rank}",
-            ]
-            processes.append(
-                subprocess.Popen(
-                    command,
-                    env=environment(**variables),
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    text=True,
-                )
-            )
-        try:
-            outputs = [process.communicate(timeout=timeout)[0] for process in processes]
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
-        codes = [process.returncode for process in processes]
-        said = "\n".join(f"rank {i}:\n{output[-4000:]}" for i, output in enumerate(outputs) if codes[i])
-        assert not any(codes), f"exit statuses {codes}\n{said}"
+        command = ["-m", "support.processes", target, json.dumps(arguments), folder]
+        done = run_world(*command, world_size=world_size, timeout=timeout)
+        codes = [rank.returncode for rank in done]
+        said = [
+            f"rank {i}:\n{(rank.stdout + rank.stderr)[-4000:]}" for i, rank in enumerate(done) if codes[i]
+        ]
+        assert not any(codes), "\n".join([f"exit statuses {codes}", *said])
         return [torch.load(f"{folder}/{rank}", weights_only=True) for rank in range(world_size)]
 
 
 if __name__ == "__main__":
     module, _, function = sys.argv[1].partition(":")
     result = getattr(importlib.import_module(module), function)(**json.loads(sys.argv[2]))
-    torch.save(result, sys.argv[3])
+    torch.save(result, f"{sys.argv[3]}/{os.environ['RANK']}")
