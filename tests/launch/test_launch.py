@@ -201,7 +201,7 @@ def test_what_the_cluster_refuses_is_said_in_its_words(tmp_path):
 LOCAL = ("--cluster=local", "--gpus_per_node=0", "--preflight=false", "--snapshot=false", "--minutes=5")
 
 
-def wait_for(done, seconds: float = 60) -> None:
+def wait_for(done, seconds: float = 200) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline

@@ -16,7 +16,7 @@ from support.runs import history
 from launch.job import TrainingFailedError, TrainingJob
 
 
-def wait_for(done: Callable[[], object], seconds: float = 20) -> None:
+def wait_for(done: Callable[[], object], seconds: float = 100) -> None:
     deadline = time.monotonic() + seconds
     while not done():
         assert time.monotonic() < deadline

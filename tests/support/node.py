@@ -40,7 +40,7 @@ def start_node(
     )
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 40) -> tuple[int, str]:
+def finish(process: subprocess.Popen[str], seconds: float = 120) -> tuple[int, str]:
     """Exit status and output of a node."""
     try:
         output = process.communicate(timeout=seconds)[0]
