@@ -138,7 +138,9 @@ def test_memory_is_what_autograd_keeps(kind: str, bf16: bool, monkeypatch: pytes
     objective = tiny_objective(kind)
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
         measured = (kept_bytes(objective, 24) - kept_bytes(objective, 8)) / 16
-    assert objective.workload(bf16).activations == pytest.approx(measured, rel=0.15)
+    # Dense grounding's similarities and regularisers are not counted: large only beside towers as small as these.
+    share = 0.13 if kind == "dense" else 0.055
+    assert objective.workload(bf16).activations == pytest.approx(measured, rel=share)
 
 
 def kept_bytes(objective: Any, clips: int) -> int:
