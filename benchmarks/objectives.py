@@ -32,7 +32,7 @@ from atomic import new_file, write_atomically
 from benchmarks.objectives_page import render, write_page
 from engine.demo.run import make_shards
 from engine.objectives.registry import list_objectives
-from engine.training.runlog import read_metrics
+from engine.records.runlog import read_metrics
 from home_paths import command_line
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -23,11 +23,11 @@ from datasets.shards.names import is_pipe
 from datasets.untrusted import shown
 from engine.objectives.base import ObjectiveConfig
 from engine.objectives.registry import objective_kind
+from engine.records.wandb_log import LogConfig
 from engine.settings import given_settings
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig
-from engine.training.wandb_log import LogConfig
 from home_paths import command_line, expand_values
 from models import FbankConfig, ModelConfig, create_config, family_of
 from strict_yaml import ConfigParser, check_files, contradictions, use_strict_yaml

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from atomic import refuse_links
 from datasets.untrusted import finite_number, is_writable, parse_json, read_bounded
-from engine.training.attempts import NAME as ATTEMPTS
-from engine.training.status import NAME as STATUS
+from engine.records.attempts import NAME as ATTEMPTS
+from engine.records.status import NAME as STATUS
 from strict_yaml import load_yaml
 
 T = TypeVar("T")

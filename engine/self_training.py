@@ -19,8 +19,8 @@ import yaml
 from engine.config import PretrainConfig
 from engine.namesake import check_datasets
 from engine.parallel.world import World
+from engine.records.runlog import logger
 from engine.tasks.pretrain import pretrain
-from engine.training.runlog import logger
 from strict_yaml import load_yaml
 
 

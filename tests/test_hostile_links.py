@@ -21,8 +21,8 @@ from engine.embeddings import write_embeddings
 from engine.evaluation.files import save_predictions
 from engine.evaluation.predictions import Predictions
 from engine.inference.parts import PartStore, _write_rejects
+from engine.records.runlog import RunLog
 from engine.training.integrity import write_sealed
-from engine.training.runlog import RunLog
 from models.weights.tensor_files import write_safetensors
 
 

@@ -15,7 +15,7 @@ from datasets.check import main as check
 from datasets.index import index_folder
 from datasets.shards.tar import Sample, ShardWriter
 from datasets.stats import main as stats
-from engine.training.runlog import logger, setup_console
+from engine.records.runlog import logger, setup_console
 from terminal import show_control_characters, spelt_out
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -24,7 +24,7 @@ LIBRARIES = {
 #: What is written otherwise, and why that follows no link.
 ALLOWED = {
     "atomic.py": "is the writer",
-    "engine/training/runlog.py:SummaryWriter": "names files anew, in a run's folder without links",
+    "engine/records/runlog.py:SummaryWriter": "names files anew, in a run's folder without links",
     "models/export/program.py:torch.export.save": "into a folder that was found empty",
     "models/export/program.py:torch.onnx.export": "into a folder that was found empty",
     "datasets/prepare/plan_db.py:sqlite3.connect": "in a folder that it made itself",

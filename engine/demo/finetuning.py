@@ -21,11 +21,11 @@ from engine.config import parse_config
 from engine.evaluation.final import FinalEvaluation
 from engine.objectives.classification import Modalities
 from engine.parallel.world import World, distributed
+from engine.records.runlog import setup_console
 from engine.tasks.classifier_task import build_classification
 from engine.tasks.finetune import finetune
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import open_training_sets
-from engine.training.runlog import setup_console
 from home_paths import command_line
 from terminal import show_control_characters
 

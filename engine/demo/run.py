@@ -19,7 +19,7 @@ from subprocess import Popen
 from typing import Any
 
 from atomic import check_writable, write_atomically
-from engine.training.runlog import read_metrics
+from engine.records.runlog import read_metrics
 from home_paths import command_line
 from terminal import show_control_characters
 

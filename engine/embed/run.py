@@ -29,7 +29,7 @@ from engine.inference.parts import Work, run_parts
 from engine.inference.sources import ClipSource, open_source
 from engine.namesake import check_datasets
 from engine.parallel.world import World
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 from home_paths import command_line
 from models import load_pretrained
 from models.convert import parse_settings

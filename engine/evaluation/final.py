@@ -26,9 +26,9 @@ from engine.evaluation.scores import (
     summary_scores,
 )
 from engine.objectives.classification import Classification
+from engine.records.runlog import RunLog, logger
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import held_out_loader, open_labelled
-from engine.training.runlog import RunLog, logger
 
 #: Clips in the pictures of errors and of retrieval.
 _PICTURED = 6

@@ -17,9 +17,9 @@ from engine.evaluation.pictures import confusion_picture
 from engine.evaluation.predictions import Predictions, predict_with
 from engine.evaluation.scores import bootstrap, confusion_matrix, is_single_label, summary_scores
 from engine.objectives.fusion import FusionObjective, Head
+from engine.records.runlog import RunLog, logger
 from engine.tasks.finetune_config import FusionRunConfig
 from engine.tasks.labelled_sets import labelled_loader
-from engine.training.runlog import RunLog, logger
 
 
 def subsets(modalities: tuple[str, ...]) -> dict[str, tuple[str, ...]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datasets.batch import FailureBudget, ReadFailure
 from engine.parallel.world import World
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 
 #: Until a set has more clips, as many may fail as of this many.
 _GRACE = 100

@@ -16,7 +16,7 @@ from engine.inference.listing import SUFFIXES
 from engine.inference.parts import Work
 from engine.inference.sources import ReadSettings
 from engine.parallel.world import World, check_slurm_tasks, distributed_if_launched
-from engine.training.runlog import setup_console
+from engine.records.runlog import setup_console
 
 
 def add_options(parser: argparse.ArgumentParser, batch_size: int | None) -> None:

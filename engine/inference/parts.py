@@ -30,7 +30,7 @@ from datasets.loading.workers import make_loader
 from engine.embeddings import Columns, load_npz
 from engine.inference.sources import ClipSource
 from engine.parallel.world import World
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 
 _REJECTS = ("reject_id", "reject_reason")
 

@@ -32,10 +32,10 @@ from engine.namesake import check_datasets
 from engine.parallel.world import World
 from engine.predict.output import check_target, head_column, write_predictions
 from engine.predict.whisper import Transcriber
+from engine.records.runlog import logger
 from engine.tasks.finetune import open_predictor, run_folder
 from engine.tasks.predictor import NOTHING, Predictor
 from engine.tasks.preparation import kept_preparation
-from engine.training.runlog import logger
 from home_paths import command_line
 from models.weights.description import weights_hash
 from terminal import show_control_characters

@@ -18,6 +18,7 @@ from engine.evaluation.scores import summary_scores
 from engine.objectives.base import Objective
 from engine.objectives.classification import Classification
 from engine.parallel.world import World
+from engine.records.runlog import RunLog, logger
 from engine.tasks.encoder_weights import has_head, load_classifier_weights, load_encoder_weights
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import LabelledSet, check_training_labels, clip_needs, held_out_loader
@@ -25,7 +26,6 @@ from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
 from engine.tasks.probe_head import fit_head
 from engine.training.checkpoint import find_checkpoints, load_weights
-from engine.training.runlog import RunLog, logger
 from models import AudioVisualClassifier, parameter_count
 
 #: Classes of AudioSet, by which a run is estimated; the head is a thousandth of the model.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 from models import AudioVisualClassifier, Encoder, FbankConfig, ModelConfig
 from models.weights.errors import WeightsError
 from models.weights.initialize import InitReport, initialize

@@ -13,6 +13,8 @@ from datasets.loading.joined import training_order
 from engine.config import parse_config, save_config
 from engine.objectives.base import Objective
 from engine.parallel.world import World
+from engine.records.runlog import logger
+from engine.records.status import update_status
 from engine.signals import STOP
 from engine.tasks.classifier_task import ClassifierTask
 from engine.tasks.clips import fingerprint, training_clips
@@ -26,8 +28,6 @@ from engine.training.best_weights import BestWeights, best_file
 from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
 from engine.training.hooks import Hook
 from engine.training.peak_flops import measured_peak_flops
-from engine.training.runlog import logger
-from engine.training.status import update_status
 from engine.training.stop import StoppedError, stop_if_requested
 from engine.training.trainer import Evaluate, Trainer, TrainingData
 from engine.training.weight_average import WeightAverage

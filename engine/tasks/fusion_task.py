@@ -20,13 +20,13 @@ from engine.evaluation.predictions import predict_with
 from engine.objectives.base import Objective
 from engine.objectives.fusion import FusionObjective, Head, HeadConfig, heads_of
 from engine.parallel.world import World
+from engine.records.runlog import RunLog, logger
 from engine.tasks.classifier_task import frozen_parts
 from engine.tasks.finetune_config import FusionRunConfig
 from engine.tasks.labelled_sets import LabelledSet, labelled_loader
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
 from engine.training.checkpoint import find_checkpoints, load_weights
-from engine.training.runlog import RunLog, logger
 from models import parameter_count
 from models.fusion import FusionModel, build_towers, keep_towers
 from models.towers import Tower

@@ -21,9 +21,9 @@ from datasets.shards.names import public
 from datasets.shards.table import ClipTable
 from engine.objectives.classification import LossName
 from engine.parallel.world import World
+from engine.records.runlog import logger
 from engine.tasks.clips import held_out_clips
 from engine.tasks.finetune_config import FinetuneConfig, LabelledConfig
-from engine.training.runlog import logger
 
 
 @dataclass(frozen=True)

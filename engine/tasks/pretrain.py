@@ -14,10 +14,10 @@ from engine.evaluation.probes import ProbeConfig, cross_validated_probe
 from engine.objectives.base import PretrainingObjective
 from engine.objectives.registry import build_objective
 from engine.parallel.world import World
+from engine.records.runlog import RunLog, logger
 from engine.tasks.clips import fingerprint, held_out_clips, training_clips
 from engine.training.checkpoint import find_checkpoints
 from engine.training.peak_flops import measured_peak_flops
-from engine.training.runlog import RunLog, logger
 from engine.training.trainer import Trainer, TrainingData
 from models import build_model, parameter_count
 from models.weights.initialize import initialize

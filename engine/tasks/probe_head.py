@@ -16,9 +16,9 @@ from engine.evaluation.probes import fit_linear
 from engine.evaluation.scores import summary_scores
 from engine.objectives.classification import Classification, LossName
 from engine.parallel.world import World
+from engine.records.runlog import logger
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.tasks.labelled_sets import LabelledSet, held_out_loader
-from engine.training.runlog import logger
 
 
 def fit_head(config: FinetuneConfig, objective: Classification, train: LabelledSet, world: World) -> None:

@@ -41,6 +41,7 @@ from atomic import fsync, write_atomically
 from engine.objectives.base import Objective
 from engine.parallel.restricted import tensors_only
 from engine.parallel.world import World
+from engine.records.runlog import logger
 from engine.training.integrity import (
     STATE,
     check_listed,
@@ -49,7 +50,6 @@ from engine.training.integrity import (
     read_sealed,
     write_sealed,
 )
-from engine.training.runlog import logger
 from engine.training.train_config import TrainConfig
 from models.weights.errors import WeightsError
 from models.weights.tensor_files import write_safetensors

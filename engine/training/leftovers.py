@@ -7,7 +7,7 @@ import re
 import shutil
 from pathlib import Path
 
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 
 _PICTURE = re.compile(r"_(\d{8,})\.png$")
 

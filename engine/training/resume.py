@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from engine.objectives.base import Objective
 from engine.parallel.deepspeed_engine import build_engine, read_universal
 from engine.parallel.world import World
+from engine.records.runlog import logger
 from engine.training.changes import check_data, check_groups, check_settings, naming_changes
 from engine.training.checkpoint import (
     Checkpoint,
@@ -21,7 +22,6 @@ from engine.training.checkpoint import (
 )
 from engine.training.leftovers import discard_later
 from engine.training.optimizer import apply_settings, build_optimizer, group_members, group_settings
-from engine.training.runlog import logger
 
 if TYPE_CHECKING:
     from engine.config import RunConfig

@@ -29,7 +29,7 @@ from pathlib import Path
 from atomic import write_atomically
 from datasets.untrusted import parse_json, read_bounded
 from engine.parallel.world import World
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 
 LOCK_NAME = "run.lock"
 BEAT_SECONDS = 10.0

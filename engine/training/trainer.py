@@ -23,7 +23,9 @@ from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients
 from engine.parallel.watch import StepWatch
 from engine.parallel.world import World
-from engine.training.attempts import Attempt, device_name
+from engine.records.attempts import Attempt, device_name
+from engine.records.metrics import MetricBuffer, mean_metrics
+from engine.records.runlog import RunLog, logger
 from engine.training.checkpoint import (
     Checkpoint,
     CheckpointError,
@@ -36,10 +38,8 @@ from engine.training.checkpoint import (
     weights_are_finite,
 )
 from engine.training.hooks import Hook
-from engine.training.metrics import MetricBuffer, mean_metrics
 from engine.training.optimizer import clip_gradients, set_lr
 from engine.training.resume import restore, resume
-from engine.training.runlog import RunLog, logger
 from engine.training.schedule import lr_factor
 from engine.training.spoiling_clips import spoiling_clips
 from engine.training.stop import StopRequest

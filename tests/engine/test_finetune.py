@@ -16,8 +16,8 @@ from support.shards import make_shards
 
 from engine.evaluation.scores import class_scores, summary_scores
 from engine.parallel.world import World
+from engine.records.runlog import read_metrics
 from engine.training.checkpoint import find_checkpoints, load_weights
-from engine.training.runlog import read_metrics
 from engine.training.schedule import ScheduleConfig, lr_factor
 
 #: Uneven: the last of six batches of 4 has 3 clips, and three ranks have two batches each.

@@ -22,6 +22,7 @@ from engine.config import parse_config
 from engine.evaluation.pictures import confusion_picture, per_class_bars
 from engine.objectives.classification import LossName, Modalities
 from engine.parallel.world import World
+from engine.records.runlog import read_metrics
 from engine.tasks.classifier_task import build_classification, frozen_parts
 from engine.tasks.encoder_weights import load_classifier_weights, load_encoder_weights
 from engine.tasks.finetune import (
@@ -40,7 +41,6 @@ from engine.tasks.labelled_sets import (
     held_out_loader,
     open_labelled,
 )
-from engine.training.runlog import read_metrics
 from models import AudioVisualClassifier, AudioVisualMAE, CavMaeModelConfig, FbankConfig
 from models.weights.classes import kept_classes
 

@@ -23,12 +23,12 @@ from engine.evaluation.fusion import subset_scores, subsets
 from engine.evaluation.head_scores import class_table, single_label_scores
 from engine.objectives.fusion import FusionConfig, HeadConfig, head_loss, heads_of
 from engine.parallel.world import World
+from engine.records.runlog import read_metrics
 from engine.tasks.finetune import finetune, labelled_task, open_predictor
 from engine.tasks.finetune_config import LabelledConfig
 from engine.tasks.fusion_task import balanced_weights
 from engine.training.best_weights import BestWeights, best_file
 from engine.training.checkpoint import load_weights
-from engine.training.runlog import read_metrics
 from models.fusion import Opinion
 
 pytest.importorskip("transformers")

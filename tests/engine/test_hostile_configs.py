@@ -13,10 +13,10 @@ import torch
 from atomic import refuse_links, write_atomically
 from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_config
 from engine.parallel.world import World
+from engine.records.status import fail_status, read_status
 from engine.training.checkpoint import CheckpointError, newest_sound_checkpoint
 from engine.training.integrity import write_sealed
 from engine.training.run_lock import is_held_by_another
-from engine.training.status import fail_status, read_status
 from strict_yaml import load_yaml, load_yaml_file
 
 

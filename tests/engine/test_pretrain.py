@@ -10,8 +10,8 @@ import pytest
 from support.processes import environment, run_program
 from support.shards import make_shards
 
+from engine.records.runlog import read_metrics
 from engine.training.checkpoint import find_checkpoints, load_weights
-from engine.training.runlog import read_metrics
 
 PROGRAM = str(Path(__file__).resolve().parents[2] / "main_pretrain.py")
 STEPS = 6

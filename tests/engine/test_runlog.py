@@ -12,9 +12,9 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from engine.config import parse_config
+from engine.records.runlog import RunLog, read_metrics
+from engine.records.status import read_status
 from engine.tasks.finetune_config import FinetuneConfig
-from engine.training.runlog import RunLog, read_metrics
-from engine.training.status import read_status
 
 
 def write(run: Path, start_step: int | None, values: dict[int, float]) -> None:
@@ -82,7 +82,7 @@ def test_the_step_that_is_noted_is_at_most_a_second_old(
 ) -> None:
     clock = [100.0]
     monkeypatch.setattr(
-        "engine.training.runlog.time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time)
+        "engine.records.runlog.time", SimpleNamespace(monotonic=lambda: clock[0], time=time.time)
     )
     log = RunLog(tmp_path, 0, 10)
     log.status(1, state="running")

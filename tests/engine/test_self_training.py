@@ -12,9 +12,9 @@ from support.shards import make_shards
 
 from engine.config import parse_config
 from engine.parallel.world import World
+from engine.records.runlog import read_metrics
 from engine.self_training import SelfTrainingConfig
 from engine.training.checkpoint import find_checkpoints
-from engine.training.runlog import read_metrics
 from models.weights.tensor_files import read_file
 
 

@@ -12,8 +12,8 @@ from support.shards import make_shards
 from engine.config import PretrainConfig, parse_config
 from engine.objectives.cav_mae_sync import CavMaeSyncConfig
 from engine.objectives.tg_dp import TgDpConfig
+from engine.records.runlog import read_metrics
 from engine.training.checkpoint import load_weights
-from engine.training.runlog import read_metrics
 from models import CavMaeSyncEncoder, load_pretrained
 
 

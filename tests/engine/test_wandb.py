@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-import engine.training.wandb_log as wandb_log
+import engine.records.wandb_log as wandb_log
 from atomic import refuse_links
 from engine.config import PretrainConfig, parse_config
-from engine.training.runlog import RunLog, read_metrics
-from engine.training.wandb_log import LogConfig
+from engine.records.runlog import RunLog, read_metrics
+from engine.records.wandb_log import LogConfig
 
 pytest.importorskip("wandb", reason="the extra wandb is not installed")
 

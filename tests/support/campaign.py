@@ -26,7 +26,7 @@ from support.processes import environment
 from support.shards import make_shards
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from engine.training.runlog import read_metrics
+from engine.records.runlog import read_metrics
 from launch.torchrun import Torchrun
 
 ROOT = Path(__file__).resolve().parents[2]

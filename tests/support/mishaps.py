@@ -23,9 +23,9 @@ from engine.objectives.cav_mae import CavMae
 from engine.parallel.deepspeed_engine import ParallelConfig
 from engine.parallel.watch import StepWatch
 from engine.parallel.world import World, distributed
+from engine.records.runlog import RunLog, logger
 from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.optimizer import OptimizerConfig
-from engine.training.runlog import RunLog, logger
 from engine.training.train_config import TrainConfig
 from engine.training.trainer import Trainer, TrainingError
 

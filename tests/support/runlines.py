@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from engine.training.runlog import logger
+from engine.records.runlog import logger
 
 
 @contextmanager

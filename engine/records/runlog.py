@@ -15,8 +15,8 @@ import torch
 from tqdm import tqdm
 
 from atomic import open_to_append, write_atomically
-from engine.training.status import update_status
-from engine.training.wandb_log import LogConfig, WandbLog
+from engine.records.status import update_status
+from engine.records.wandb_log import LogConfig, WandbLog
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -122,7 +122,7 @@ class RunLog:
         write_atomically(folder / f"{name.replace('/', '_')}_{step:08d}.png", content)
 
     def status(self, step: int, **changes: Any) -> None:
-        """Notes in ``status.json`` how the run stands; see `engine.training.status`."""
+        """Notes in ``status.json`` how the run stands; see `engine.records.status`."""
         if self._run is not None:
             update_status(self._run, step=step, total_steps=self._total, **changes)
             self._said = time.monotonic()
