@@ -15,13 +15,13 @@ from atomic import check_writable, refuse_links
 from datasets.batch import TooManyFailuresError
 from datasets.loading.workers import STOP_WORD, LoaderStalledError
 from datasets.shards.tar import ShardError
+from engine.checkpoints.folder import CheckpointError
 from engine.config import RunConfig, parse_config
 from engine.parallel.world import World, check_slurm_tasks, distributed
 from engine.records.runlog import logger, setup_console
 from engine.records.status import NAME, fail_status, update_status
 from engine.settings import given_settings
 from engine.signals import STOP
-from engine.training.checkpoint import CheckpointError
 from engine.training.run_lock import RunInUseError, hold_run, is_held_by_another
 from engine.training.stop import EXIT_RERUN, StoppedError
 from engine.training.trainer import TrainingError

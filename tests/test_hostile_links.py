@@ -17,12 +17,12 @@ from datasets.prepare.sources import PrepareError
 from datasets.stats import main as stats
 from datasets.synthetic.scene import SyntheticConfig
 from datasets.synthetic.world import generate
+from engine.checkpoints.integrity import write_sealed
 from engine.embeddings import write_embeddings
 from engine.evaluation.files import save_predictions
 from engine.evaluation.predictions import Predictions
 from engine.inference.parts import PartStore, _write_rejects
 from engine.records.runlog import RunLog
-from engine.training.integrity import write_sealed
 from models.weights.tensor_files import write_safetensors
 
 

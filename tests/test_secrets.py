@@ -16,12 +16,12 @@ from datasets.loading.joined import common_labels
 from datasets.loading.reader import ClipReader
 from datasets.shards.manifest import Label
 from datasets.shards.names import public
+from engine.checkpoints.folder import Checkpoint, CheckpointState
 from engine.evaluation.final import FinalEvaluation
 from engine.tasks import labelled_sets
 from engine.tasks.finetune import check_classes, keep_classes
 from engine.tasks.labelled_sets import LabelledSet, class_places, open_labelled
 from engine.training.changes import check_settings
-from engine.training.checkpoint import Checkpoint, CheckpointState
 from strict_yaml import contradictions
 
 LOCATIONS = [

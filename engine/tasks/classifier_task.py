@@ -12,6 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
+from engine.checkpoints.folder import find_checkpoints
+from engine.checkpoints.weights import load_weights
 from engine.evaluation.final import FinalEvaluation
 from engine.evaluation.predictions import batch_scores, predict
 from engine.evaluation.scores import summary_scores
@@ -25,7 +27,6 @@ from engine.tasks.labelled_sets import LabelledSet, check_training_labels, clip_
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
 from engine.tasks.probe_head import fit_head
-from engine.training.checkpoint import find_checkpoints, load_weights
 from models import AudioVisualClassifier, parameter_count
 
 #: Classes of AudioSet, by which a run is estimated; the head is a thousandth of the model.

@@ -10,6 +10,8 @@ from typing import Any
 
 from atomic import write_atomically
 from datasets.loading.joined import training_order
+from engine.checkpoints.folder import Checkpoint, CheckpointError, find_checkpoints
+from engine.checkpoints.weights import load_weights
 from engine.config import parse_config, save_config
 from engine.objectives.base import Objective
 from engine.parallel.world import World
@@ -25,7 +27,6 @@ from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
 from engine.tasks.preparation import keep_preparation
 from engine.training.best_weights import BestWeights, best_file
-from engine.training.checkpoint import Checkpoint, CheckpointError, find_checkpoints, load_weights
 from engine.training.hooks import Hook
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.stop import StoppedError, stop_if_requested

@@ -15,6 +15,8 @@ from torch import Tensor
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
 from datasets.loading.sampling import class_counts, subset_rows
+from engine.checkpoints.folder import find_checkpoints
+from engine.checkpoints.weights import load_weights
 from engine.evaluation.fusion import FusionEvaluation, measured, scored, subset_scores, subsets
 from engine.evaluation.predictions import predict_with
 from engine.objectives.base import Objective
@@ -26,7 +28,6 @@ from engine.tasks.finetune_config import FusionRunConfig
 from engine.tasks.labelled_sets import LabelledSet, labelled_loader
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
-from engine.training.checkpoint import find_checkpoints, load_weights
 from models import parameter_count
 from models.fusion import FusionModel, build_towers, keep_towers
 from models.towers import Tower

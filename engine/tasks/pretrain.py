@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.config import PretrainConfig, save_config
 from engine.evaluation.features import Features, embed_set
 from engine.evaluation.probes import ProbeConfig, cross_validated_probe
@@ -16,7 +17,6 @@ from engine.objectives.registry import build_objective
 from engine.parallel.world import World
 from engine.records.runlog import RunLog, logger
 from engine.tasks.clips import fingerprint, held_out_clips, training_clips
-from engine.training.checkpoint import find_checkpoints
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.trainer import Trainer, TrainingData
 from models import build_model, parameter_count

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from atomic import write_atomically
+from engine.checkpoints.folder import find_checkpoints
+from engine.checkpoints.weights import save_weights
 from engine.records.runlog import RunLog, logger
-from engine.training.checkpoint import find_checkpoints, save_weights
 from engine.training.trainer import Evaluate
 
 #: ``of``: which value of which held-out set; ``values``: ``[step, value]`` of the steps that were the best so far.

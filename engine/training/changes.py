@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from datasets.shards.names import is_pipe, public
+from engine.checkpoints.folder import Checkpoint, CheckpointError
 from engine.settings import flatten
-from engine.training.checkpoint import Checkpoint, CheckpointError
 from strict_yaml import load_yaml
 
 #: What the checkpoint's numbers mean depends on these; sections end with a dot.

@@ -6,20 +6,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.checkpoints.folder import Checkpoint
+from engine.checkpoints.keeping import clear_leftovers, newest_sound_checkpoint
+from engine.checkpoints.loading import check_objective, load_checkpoint, make_universal, needs_universal
 from engine.objectives.base import Objective
 from engine.parallel.deepspeed_engine import build_engine, read_universal
 from engine.parallel.world import World
 from engine.records.runlog import logger
 from engine.training.changes import check_data, check_groups, check_settings, naming_changes
-from engine.training.checkpoint import (
-    Checkpoint,
-    check_objective,
-    clear_leftovers,
-    load_checkpoint,
-    make_universal,
-    needs_universal,
-    newest_sound_checkpoint,
-)
 from engine.training.leftovers import discard_later
 from engine.training.optimizer import apply_settings, build_optimizer, group_members, group_settings
 

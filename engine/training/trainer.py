@@ -19,6 +19,10 @@ import torch
 
 from atomic import write_atomically
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
+from engine.checkpoints.folder import Checkpoint, CheckpointError, find_checkpoints
+from engine.checkpoints.keeping import last_known_good, newest_sound_checkpoint, set_aside
+from engine.checkpoints.saving import Notes, save_checkpoint
+from engine.checkpoints.weights import weights_are_finite
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import partition_gradients
 from engine.parallel.watch import StepWatch
@@ -26,17 +30,6 @@ from engine.parallel.world import World
 from engine.records.attempts import Attempt, device_name
 from engine.records.metrics import MetricBuffer, mean_metrics
 from engine.records.runlog import RunLog, logger
-from engine.training.checkpoint import (
-    Checkpoint,
-    CheckpointError,
-    Notes,
-    find_checkpoints,
-    last_known_good,
-    newest_sound_checkpoint,
-    save_checkpoint,
-    set_aside,
-    weights_are_finite,
-)
 from engine.training.hooks import Hook
 from engine.training.optimizer import clip_gradients, set_lr
 from engine.training.resume import restore, resume
@@ -388,10 +381,11 @@ class Trainer:
             self.objective,
             self.run,
             self.step,
-            self.config,
             self.config_yaml,
             self.world,
             self._notes,
+            zero_stage=self.config.parallel.zero_stage,
+            keep=self.config.keep_checkpoints,
         )
         self._notes = replace(self._notes, loss=None)
         self._last_saved = time.monotonic()

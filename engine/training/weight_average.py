@@ -17,7 +17,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from atomic import write_atomically
-from engine.training.checkpoint import find_checkpoints
+from engine.checkpoints.folder import find_checkpoints
 from models.weights.tensor_files import write_safetensors
 
 _NAME = re.compile(r"^epoch_(\d{4,})\.safetensors$")

@@ -10,11 +10,12 @@ import yaml
 from support.objectives import tiny_objective
 from support.processes import run_ranks
 
+from engine.checkpoints.folder import Checkpoint, CheckpointError, CheckpointState
+from engine.checkpoints.loading import check_objective
 from engine.config import PretrainConfig, parse_config
 from engine.objectives.registry import objective_kind, register_objective
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.training.changes import check_data, check_groups, check_settings
-from engine.training.checkpoint import Checkpoint, CheckpointError, CheckpointState, check_objective
 
 #: What the numbers of a checkpoint mean depends on these.
 REFUSED = ("seed", "model.", "objective.kind")

@@ -12,15 +12,11 @@ import pytest
 import torch
 from support.runlines import said
 
+from engine.checkpoints.folder import CheckpointError, CheckpointState, find_checkpoints
+from engine.checkpoints.integrity import STATE, digest_files, write_sealed
+from engine.checkpoints.keeping import newest_sound_checkpoint
+from engine.checkpoints.loading import plain_path
 from engine.parallel.world import World
-from engine.training.checkpoint import (
-    CheckpointError,
-    CheckpointState,
-    find_checkpoints,
-    newest_sound_checkpoint,
-    plain_path,
-)
-from engine.training.integrity import STATE, digest_files, write_sealed
 
 ALONE = World(0, 1, torch.device("cpu"))
 FILES = ("model.safetensors", "config.yaml", "deepspeed/mp_rank_00_model_states.pt", STATE)

@@ -13,10 +13,10 @@ from support.processes import run_ranks
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.evaluation.features import Features
 from engine.objectives.registry import list_objectives
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import find_checkpoints
 from engine.training.optimizer import OptimizerConfig, build_optimizer
 from engine.training.spoiling_clips import spoiling_clips
 from models.layers import blocks

@@ -14,10 +14,11 @@ from support.finetuning import BATCH, predict_here
 from support.processes import run_ranks
 from support.shards import make_shards
 
+from engine.checkpoints.folder import find_checkpoints
+from engine.checkpoints.weights import load_weights
 from engine.evaluation.scores import class_scores, summary_scores
 from engine.parallel.world import World
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.schedule import ScheduleConfig, lr_factor
 
 #: Uneven: the last of six batches of 4 has 3 clips, and three ranks have two batches each.

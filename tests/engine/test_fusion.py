@@ -18,6 +18,7 @@ from support.spoken import make_spoken_shards
 
 from datasets.loading.config import DataConfig
 from datasets.loading.loader import evaluation_loader
+from engine.checkpoints.weights import load_weights
 from engine.config import parse_config
 from engine.evaluation.fusion import subset_scores, subsets
 from engine.evaluation.head_scores import class_table, single_label_scores
@@ -28,7 +29,6 @@ from engine.tasks.finetune import finetune, labelled_task, open_predictor
 from engine.tasks.finetune_config import LabelledConfig
 from engine.tasks.fusion_task import balanced_weights
 from engine.training.best_weights import BestWeights, best_file
-from engine.training.checkpoint import load_weights
 from models.fusion import Opinion
 
 pytest.importorskip("transformers")

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from atomic import refuse_links, write_atomically
+from engine.checkpoints.folder import CheckpointError
+from engine.checkpoints.integrity import write_sealed
+from engine.checkpoints.keeping import newest_sound_checkpoint
 from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_config
 from engine.parallel.world import World
 from engine.records.status import fail_status, read_status
-from engine.training.checkpoint import CheckpointError, newest_sound_checkpoint
-from engine.training.integrity import write_sealed
 from engine.training.run_lock import is_held_by_another
 from strict_yaml import load_yaml, load_yaml_file
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
+from engine.checkpoints.folder import Checkpoint, CheckpointState
 from engine.config import PretrainConfig, parse_config
 from engine.tasks.finetune_config import FinetuneConfig
 from engine.training.changes import check_settings
-from engine.training.checkpoint import Checkpoint, CheckpointState
 from models import CavMaeModelConfig, FbankConfig, create_model, load_pretrained
 from models.convert import save_published
 from models.export.formats import export

@@ -12,8 +12,8 @@ import pytest
 from support.processes import run_world
 from support.shards import make_shards
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import find_checkpoints
 
 SETTINGS = [
     "objective.kind=teaching", "model.image_size=32", "model.audio_length=64", "model.num_mel_bins=32",

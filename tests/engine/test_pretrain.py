@@ -10,8 +10,9 @@ import pytest
 from support.processes import environment, run_program
 from support.shards import make_shards
 
+from engine.checkpoints.folder import find_checkpoints
+from engine.checkpoints.weights import load_weights
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import find_checkpoints, load_weights
 
 PROGRAM = str(Path(__file__).resolve().parents[2] / "main_pretrain.py")
 STEPS = 6

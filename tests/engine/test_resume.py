@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from support.processes import run_ranks
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import find_checkpoints
 
 STEPS = 8
 

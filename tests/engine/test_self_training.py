@@ -10,11 +10,11 @@ from support.processes import run_ranks
 from support.self_training import SMALL, STAGE_1, STAGE_2, train_first_stage
 from support.shards import make_shards
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.config import parse_config
 from engine.parallel.world import World
 from engine.records.runlog import read_metrics
 from engine.self_training import SelfTrainingConfig
-from engine.training.checkpoint import find_checkpoints
 from models.weights.tensor_files import read_file
 
 

@@ -9,11 +9,11 @@ import torch
 from support.processes import run_ranks
 from support.shards import make_shards
 
+from engine.checkpoints.weights import load_weights
 from engine.config import PretrainConfig, parse_config
 from engine.objectives.cav_mae_sync import CavMaeSyncConfig
 from engine.objectives.tg_dp import TgDpConfig
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import load_weights
 from models import CavMaeSyncEncoder, load_pretrained
 
 

@@ -11,8 +11,8 @@ import pytest
 from support.processes import run_ranks
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.records.runlog import read_metrics
-from engine.training.checkpoint import find_checkpoints
 
 
 def test_non_finite_steps_and_a_stopped_rank(tmp_path: Path) -> None:

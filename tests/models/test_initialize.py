@@ -11,9 +11,9 @@ from support.small_models import SMALL, inputs, small_model
 from support.sources import mae_state, randomize, small_vit
 
 from datasets.loading.loader import DataConfig
+from engine.checkpoints.folder import CheckpointState
 from engine.config import PretrainConfig
 from engine.tasks.pretrain import initial_objective
-from engine.training.checkpoint import CheckpointState
 from models import AudioVisualClassifier, AudioVisualEncoder, CavMaeModelConfig, FbankConfig
 from models.layers.position import sincos_2d
 from models.weights.errors import WeightsError

@@ -11,6 +11,7 @@ from support.training import small_model_config
 
 from datasets.loading.loader import DataConfig
 from datasets.loading.sampling import SamplingConfig, subset_rows
+from engine.checkpoints.weights import load_weights
 from engine.evaluation.features import embed_set
 from engine.evaluation.predictions import predict
 from engine.objectives.classification import ClassificationConfig, LossName
@@ -21,7 +22,6 @@ from engine.tasks.finetune import finetune
 from engine.tasks.finetune_config import EvaluationConfig, FinetuneConfig
 from engine.tasks.labelled_sets import held_out_loader, open_labelled
 from engine.tasks.probe_head import fit_head
-from engine.training.checkpoint import load_weights
 from engine.training.optimizer import OptimizerConfig
 from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig

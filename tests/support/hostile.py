@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from support.training import fit
 
+from engine.checkpoints.folder import CheckpointError, find_checkpoints
+from engine.checkpoints.integrity import STATE, write_sealed
 from engine.parallel.world import World, distributed
-from engine.training.checkpoint import CheckpointError, find_checkpoints
-from engine.training.integrity import STATE, write_sealed
 
 #: Steps of a run that is interrupted, and of the resumed one.
 SHORT = {"steps": 3, "signal_rank": 0, "signal_step": 1}

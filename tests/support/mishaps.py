@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import engine.training.trainer as trainer_module
 from datasets.batch import AVBatch, FailureBudget, ReadFailure, TooManyFailuresError
+from engine.checkpoints.folder import find_checkpoints
+from engine.checkpoints.weights import load_weights
 from engine.objectives.cav_mae import CavMae
 from engine.parallel.deepspeed_engine import ParallelConfig
 from engine.parallel.watch import StepWatch
 from engine.parallel.world import World, distributed
 from engine.records.runlog import RunLog, logger
-from engine.training.checkpoint import find_checkpoints, load_weights
 from engine.training.optimizer import OptimizerConfig
 from engine.training.train_config import TrainConfig
 from engine.training.trainer import Trainer, TrainingError
