@@ -17,6 +17,7 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from atomic import write_atomically
+from datasets.untrusted import shown
 from engine.checkpoints.folder import find_checkpoints
 from models.weights.tensor_files import write_safetensors
 
@@ -91,11 +92,11 @@ class WeightAverage:
             )
         _open(self._path(done), done)
         file = self.run / "average" / _FIRST
-        began = file.read_text(encoding="utf-8").strip() if file.is_file() else None
+        began = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else None
         if began not in (None, str(first)):  # earlier versions did not say
             raise ValueError(
                 f"averaging.first_epoch is {first}, but the mean in {self._path(done)} begins with epoch "
-                f"{began}; set it back, to {done + 1} or later, or to null"
+                f"{shown(began, 20)} in {_FIRST}; set it back, to {done + 1} or later, or to null"
             )
 
     def update(self, model: nn.Module, step: int) -> None:

@@ -61,9 +61,13 @@ def test_means_of_a_killed_attempt_are_not_taken_for_later_ones(tmp_path: Path):
 def test_a_mean_is_of_the_epochs_that_are_wanted_now(tmp_path: Path):
     average(tmp_path, 1, None, range(1, 8))
     with pytest.raises(
-        ValueError, match=r"first_epoch is 2, but the mean in .* begins with epoch 1; set it back, to 4"
+        ValueError,
+        match=r"first_epoch is 2, but the mean in .* begins with epoch '1' in first_epoch.txt; set it back, to 4",
     ):
         WeightAverage(AveragingConfig(2), tmp_path, STEPS_PER_EPOCH).check(7, 12)
+    (tmp_path / "average" / "first_epoch.txt").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match=r"begins with epoch '.' in first_epoch.txt"):
+        WeightAverage(AveragingConfig(1), tmp_path, STEPS_PER_EPOCH).check(7, 12)
 
 
 def test_a_damaged_mean_is_named(tmp_path: Path):
