@@ -57,18 +57,19 @@ def finetune_demo(
     """
     fbank = json.loads((shards / "train" / "index.json").read_text(encoding="utf-8"))["fbank"]
     base = [
-        f"data.train={shards}/train", f"data.val={shards}/val", f"evaluation.shards={shards}/test",
+        f"data.val={shards}/val", f"evaluation.shards={shards}/test",
         f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
         *([f"init={init}"] if init is not None else _MODEL),
         *overrides,
     ]  # fmt: skip
+    tuned = [f"data.train={shards}/train", *base]
     accuracy = {
-        str(modality): [_accuracy(out, world, base, modality, seed) for seed in seeds]
+        str(modality): [_accuracy(out, world, tuned, modality, seed) for seed in seeds]
         for modality in Modalities
     }
     # Fitted on the smaller held-out set: each of its clips is embedded, with all of its patches.
-    frozen = _frozen_features(out / "probe", world, [*base, f"data.train={shards}/val"])
-    config, _ = _config(base, out)
+    frozen = _frozen_features(out / "probe", world, [f"data.train={shards}/val", *base])
+    config, _ = _config(tuned, out)
     return {
         "labelled_clips": config.sampling.max_clips,
         "accuracy": accuracy,

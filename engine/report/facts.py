@@ -116,9 +116,11 @@ def devices(run: RunFolder) -> str:
     if not run.attempts:
         return "not known: the run has no attempts.jsonl"
     code = run.attempt("code") or "unknown (no git)"
+    count = len(run.attempts)
+    attempts = "begun once" if count == 1 else f"begun or resumed {count} times"
     return (
         f"{code}; {run.attempt('world_size')} × {run.attempt('device')}; torch {run.attempt('torch')}; "
-        f"precision {run.value('train.parallel.precision')}; begun or resumed {len(run.attempts)} times"
+        f"precision {run.value('train.parallel.precision')}; {attempts}"
     )
 
 

@@ -90,6 +90,7 @@ def _server() -> socket.socket:
 
 def _end(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
     control.close()
+    process.kill()  # a process forked in the meantime may hold the socket too
     process.wait()
 
 
