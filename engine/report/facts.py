@@ -117,7 +117,7 @@ def devices(run: RunFolder) -> str:
         return "not known: the run has no attempts.jsonl"
     code = run.attempt("code") or "unknown (no git)"
     count = len(run.attempts)
-    attempts = "begun once" if count == 1 else f"begun or resumed {count} times"
+    attempts = "begun once" if count == 1 else f"begun and resumed {count} times"
     return (
         f"{code}; {run.attempt('world_size')} × {run.attempt('device')}; torch {run.attempt('torch')}; "
         f"precision {run.value('train.parallel.precision')}; {attempts}"
