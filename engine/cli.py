@@ -70,6 +70,12 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
         logger.error("%s: %s", type(error).__name__, error)
         _note_failure(folder, error)
         _end_now(1)
+    except Exception as error:
+        _note_failure(folder, error)
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        logger.exception("rank %s ends", os.environ.get("RANK"))
+        _end_now(1)
     except BaseException as error:
         _note_failure(folder, error)
         raise

@@ -56,7 +56,7 @@ class ParallelConfig:
     def uses_bf16(self, device: torch.device) -> bool:
         """Whether the step computes in bfloat16 on ``device``."""
         if self.precision == "auto":
-            return device.type == "cuda" and torch.cuda.is_bf16_supported()
+            return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         return self.precision == "bf16"
 
 

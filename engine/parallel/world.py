@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 from engine.parallel.allocator import keep_freed_memory
+from engine.parallel.devices import local_device
 
 _JOIN_SECONDS = 30.0  # joining takes a second or two
 
@@ -122,8 +123,7 @@ def distributed_if_launched() -> Iterator[World]:
 
     They wait for the last of them for as long as a week.
     """
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
+    device = local_device()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(0, 1, device)
         return
@@ -144,8 +144,8 @@ def _join(timeout: timedelta) -> World:
         os.environ.setdefault(name, value)
     if "MASTER_PORT" not in os.environ:
         os.environ["MASTER_PORT"] = str(_free_port())
-    cuda = torch.cuda.is_available()
-    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
+    device = local_device()
+    cuda = device.type == "cuda"
     if cuda:
         torch.cuda.set_device(device)
     else:

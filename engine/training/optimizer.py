@@ -94,6 +94,18 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str, An
         group |= wanted
 
 
+def place_steps(optimizer: torch.optim.Optimizer) -> None:
+    """Puts Adam's counts of steps where its parameters are, as fused Adam wants them.
+
+    A universal checkpoint leaves them on the CPU (DeepSpeed 0.19).
+    """
+    if not optimizer.defaults.get("fused"):
+        return
+    for parameter, state in optimizer.state.items():
+        if "step" in state:
+            state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)
+
+
 def set_lr(optimizer: torch.optim.Optimizer, lr: Callable[[float], float]) -> dict[str, float]:
     """Sets every group's rate; returns them by group name.
 

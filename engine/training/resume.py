@@ -15,7 +15,13 @@ from engine.parallel.world import World
 from engine.records.runlog import logger
 from engine.training.changes import check_data, check_groups, check_settings, naming_changes
 from engine.training.leftovers import discard_later
-from engine.training.optimizer import apply_settings, build_optimizer, group_members, group_settings
+from engine.training.optimizer import (
+    apply_settings,
+    build_optimizer,
+    group_members,
+    group_settings,
+    place_steps,
+)
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -84,6 +90,7 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) 
     load_checkpoint(engine, checkpoint, universal)
     read_universal(engine, False)
     apply_settings(engine.optimizer, settings)
+    place_steps(getattr(engine.optimizer, "optimizer", engine.optimizer))
     if universal is not None:
         world.barrier()
         if world.is_main:
