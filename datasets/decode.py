@@ -11,7 +11,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, cast
 
 import miniaudio
@@ -31,6 +31,7 @@ from datasets.media.tracks import resampled
 
 _UNKNOWN_SIZE = 0x7FFF_0000  # what programs write into a WAV of which they don't know the length is not below
 _MAX_KERNEL = 1 << 23  # numbers in the filter by which torchaudio resamples
+_FLAC_PIECE = 1 << 20  # samples of each channel
 _PREPARED_SIDE = 256  # shorter side to which a video's frames are brought first, as in prepared shards
 
 
@@ -84,9 +85,18 @@ def decode_audio(data: bytes | bytearray | memoryview, keep_truncated: bool = Fa
 def _read_flac(data: bytes | bytearray | memoryview) -> tuple[NDArray[Any], int, int]:
     """(S, channels) int16 samples, rate, and the number of samples that the header promises."""
     head, promised = int.from_bytes(data[18:26], "big"), _flac_samples(data)
-    check_sound(head >> 44, (head >> 41 & 7) + 1, promised)
-    sound = miniaudio.flac_read_s16(bytes(data))
-    return np.frombuffer(sound.samples, np.int16).reshape(-1, sound.nchannels), sound.sample_rate, promised
+    rate, channels = head >> 44, (head >> 41 & 7) + 1
+    check_sound(rate, channels, promised)
+    # In pieces: miniaudio's reading at once goes on behind what is promised, without end.
+    kind, size = miniaudio.SampleFormat.SIGNED16, min(promised, _FLAC_PIECE)
+    pieces, left = [np.empty((0, channels), np.int16)], promised
+    with closing(miniaudio.stream_memory(bytes(data), kind, channels, rate, size)) as stream:
+        for piece in stream:
+            pieces.append(np.frombuffer(piece, np.int16).reshape(-1, channels)[:left])
+            left -= len(pieces[-1])
+            if not left:
+                break
+    return np.concatenate(pieces), rate, promised
 
 
 def _flac_samples(data: bytes | bytearray | memoryview) -> int:

@@ -298,7 +298,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 index = index_folder(
                     options.shards, earlier=earlier, num_workers=options.num_workers, progress=bar.update
                 )
-                table = ClipTable.open(options.shards, index.fingerprint)
+                table = ClipTable.of(index, options.shards)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {error}\n")
     print(

@@ -148,7 +148,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         for folder in folders:
             index = ShardIndex.load(folder)
-            table = ClipTable.open(folder, index.fingerprint)
+            table = ClipTable.of(index, folder)
             print_stats(folder, index, table, options.clips)
             path = options.sheet or folder / SHEET_NAME
             check_writable(path.parent)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from datasets.guard import DecoderDiedError, Guard
 from datasets.prepare.fbank_stats import spread_rows
 from datasets.shards.table import ClipTable, Extent
 from datasets.shards.tar import BLOCK, METADATA_SUFFIX
+from datasets.untrusted import finite_number
 
 
 class StoredClip(NamedTuple):
@@ -111,7 +113,10 @@ def read_clip(folder: Path, table: ClipTable, row: int) -> StoredClip:
     """
     metadata_slots = [slot for slot, suffix in enumerate(table.slots) if suffix == METADATA_SUFFIX]
     members = table.members(row)
-    with open(folder / table.shards[table.shard_of(row)], "rb") as file:
+    shard = folder / table.shards[table.shard_of(row)]
+    if not shard.is_file():  # opening a FIFO would wait for its writer
+        raise DecodeError(f"its shard {shard} is not there, or no regular file")
+    with open(shard, "rb") as file:
 
         def read(slots: Sequence[int]) -> list[bytes]:
             return [_read(file, members[slot]) for slot in slots if slot in members]
@@ -124,13 +129,17 @@ def read_clip(folder: Path, table: ClipTable, row: int) -> StoredClip:
         times = json.loads(metadata or b"{}").get("frame_times", [])
     except (ValueError, AttributeError, RecursionError) as error:
         raise DecodeError(f"its metadata can't be read: {error}") from error
-    known = times if isinstance(times, list) and len(times) == len(frames) else []
-    return StoredClip(sound, frames, known, video)
+    known = isinstance(times, list) and len(times) == len(frames)
+    known = known and all(finite_number(time, -1e9, 1e9) for time in times)
+    return StoredClip(sound, frames, times if known else [], video)
 
 
 def _read(file: BinaryIO, extent: Extent) -> bytes:
+    length = (1 + extent.blocks) * BLOCK
+    if extent.offset + length > os.fstat(file.fileno()).st_size:  # before room is made for it
+        raise DecodeError("its shard ends before it does")
     file.seek(extent.offset)
-    data = file.read((1 + extent.blocks) * BLOCK)
+    data = file.read(length)
     try:
         size = tarfile.TarInfo.frombuf(data[:BLOCK], "utf-8", "surrogateescape").size
     except tarfile.HeaderError as error:

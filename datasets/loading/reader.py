@@ -263,10 +263,11 @@ class ClipReader(Dataset[Clip | ReadFailure]):
 
     def _read_member(self, row: int, slot: int, extent: Extent) -> memoryview:
         """The bytes of a member, in memory of their own."""
-        buffer = bytearray((1 + extent.blocks) * BLOCK)
-        count = os.preadv(self._descriptor(self.table.shard_of(row)), [buffer], extent.offset)
-        suffix = self.table.slots[slot]
-        if count < len(buffer):
+        shard, suffix, size = self.table.shard_of(row), self.table.slots[slot], (1 + extent.blocks) * BLOCK
+        if extent.offset + size > self.index.shards[shard].bytes:  # before room is made for it
+            raise _BadMemberError(f"the shard ends inside {suffix}")
+        buffer = bytearray(size)
+        if os.preadv(self._descriptor(shard), [buffer], extent.offset) < size:
             raise _BadMemberError(f"the shard ends inside {suffix}")
         try:
             header = tarfile.TarInfo.frombuf(buffer[:BLOCK], "utf-8", "surrogateescape")  # type: ignore[arg-type]

@@ -87,7 +87,7 @@ class ShardStore:
         if not self.is_remote:
             folder = Path(self.url(INDEX_NAME)).parent
             index = ShardIndex.load(folder)
-            return index, ClipTable.open(folder, index.fingerprint)
+            return index, ClipTable.of(index, folder)
         url = self.url(INDEX_NAME)
         folder = self._cache() / _TABLES
         folder.mkdir(parents=True, exist_ok=True)
@@ -101,7 +101,14 @@ class ShardStore:
             if not table.exists():
                 largest = min(self.cache_bytes, LARGEST_INDEX + _LARGEST_ROW * index.samples)
                 self._fetch(TABLE_NAME, table, largest=largest)
-        return index, ClipTable.open(table, index.fingerprint)
+            try:
+                return index, ClipTable.of(index, table)
+            except ShardError as error:
+                table.unlink()  # else it would be here still when the set is mended
+                raise ShardError(
+                    f"{public(self.url(TABLE_NAME))} is not the table of that set's index; rebuild it where the set "
+                    f"is made: python -m datasets.index FOLDER --overwrite"
+                ) from error
 
     def check(self, shards: tuple[ShardInfo, ...]) -> None:
         """Checks that every shard that is local is there and has its size.

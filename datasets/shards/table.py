@@ -22,6 +22,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +31,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atomic import write_atomically
+from datasets.shards.manifest import ShardIndex
+from datasets.shards.names import is_file_name
 from datasets.shards.tar import (
     AUDIO_SUFFIXES,
     BLOCK,
@@ -122,6 +125,27 @@ class ClipTable:
             )
         return table
 
+    @classmethod
+    def of(cls, index: ShardIndex, folder: Path | str) -> ClipTable:
+        """Maps the table of an index: one may claim to be that, and speak of other shards or more classes.
+
+        Args:
+            index: The index.
+            folder: As of `open`.
+
+        Raises:
+            ShardError: As of `open`; or its shards or classes are not those of the index.
+        """
+        table = cls.open(folder, index.fingerprint)
+        said = list(zip(table.shards, table.shard_sizes, strict=True))
+        known = [(shard.name, shard.samples) for shard in index.shards]
+        if said != known or table.num_classes != len(index.labels):
+            raise ShardError(
+                f"{table.path} has other shards, classes or numbers of clips than index.json; rebuild it with: "
+                f"python -m datasets.index {table.path.parent}"
+            )
+        return table
+
     def __len__(self) -> int:
         return len(self._starts)
 
@@ -136,12 +160,12 @@ class ClipTable:
     def id(self, row: int) -> str:
         """The clip's id."""
         first, last = self._id_offsets[row : row + 2].tolist()
-        return self._id_bytes[first:last].tobytes().decode()
+        return self._id_bytes[first:last].tobytes().decode(errors="replace")
 
     def ids(self) -> Iterator[str]:
         """The ids of all clips, in order."""
         text, offsets = self._id_bytes.tobytes(), self._id_offsets.tolist()
-        return (text[first:last].decode() for first, last in pairwise(offsets))
+        return (text[first:last].decode(errors="replace") for first, last in pairwise(offsets))
 
     def shard_of(self, row: int) -> int:
         """Place of the clip's shard in ``shards``."""
@@ -268,10 +292,9 @@ def write_table(path: Path, columns: Mapping[str, Column], meta: Mapping[str, An
 def _check(columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None:
     """Raises a ``ValueError`` or ``KeyError`` unless columns and header fit each other."""
     shards, slots, classes = meta["shards"], meta["slots"], meta["num_classes"]
-    if not all(
-        isinstance(part, list) and all(is_text(name, 1000) for name in part) for part in (shards, slots)
-    ):
-        raise ValueError("shards and slots must be names")
+    for names, legal in ((shards, is_file_name), (slots, partial(is_text, longest=1000))):
+        if not isinstance(names, list) or not all(map(legal, names)):
+            raise ValueError("shards must be names of files in the set's folder, slots names of members")
     if (
         not is_text(meta["fingerprint"], 100)
         or not whole_number(classes, 0, 1 << 31)
@@ -296,6 +319,10 @@ def _check(columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None
         "label_offsets": len(columns["label_ids"]),
         "id_offsets": len(columns["id_bytes"]),
     }
+    if "time_offsets" in columns:
+        if columns["time_offsets"].shape != (rows + 1,) or columns["frame_times"].dtype.kind != "f":
+            raise ValueError("columns time_offsets and frame_times are no times of frames")
+        ends["time_offsets"] = len(columns["frame_times"])
     for name, end in ends.items():
         places = columns[name]
         if (
@@ -305,13 +332,15 @@ def _check(columns: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> None
             or (places[1:] < places[:-1]).any()
         ):
             raise ValueError(f"column {name} does not rise from 0 to {end}")
+    if columns["durations"].dtype.kind != "f" or not np.isfinite(columns["durations"]).all():
+        raise ValueError("a duration is no number of seconds")
     labels = columns["label_ids"]
     if labels.dtype.kind not in "ui" or (
         len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes
     ):
         raise ValueError(f"a label is not below num_classes, {classes}")
     if (
-        any(columns[name].dtype.kind != "u" for name in ("starts", "blocks"))
+        any(columns[name].dtype.kind != "u" for name in ("starts", "blocks", "offsets") if name in columns)
         or columns["id_bytes"].dtype != np.uint8
     ):
         raise ValueError("starts, blocks and id_bytes must be whole numbers")

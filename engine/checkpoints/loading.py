@@ -14,7 +14,6 @@ from typing import Any
 from zipfile import BadZipFile
 
 import safetensors
-import safetensors.torch
 import torch
 from torch import nn
 from torch._weights_only_unpickler import UnpicklingError
@@ -56,8 +55,11 @@ def check_objective(checkpoint: Checkpoint, objective: Objective[Any]) -> None:
 
 def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:
     """Raises `CheckpointError` unless the checkpoint is of this very model; names the first tensors that differ."""
-    with safetensors.safe_open(checkpoint.weights, "pt") as file:
-        found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    try:
+        with safetensors.safe_open(checkpoint.weights, "pt") as file:
+            found = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{checkpoint.weights} can't be read as safetensors: {error}") from error
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     different = sorted(
         name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name)
@@ -126,7 +128,7 @@ def _restore_untrained(objective: Objective[Any], checkpoint: Checkpoint) -> Non
     stored = {f"model.{name}": value for name, value in load_weights(checkpoint.path).items()}
     beside = checkpoint.path / BESIDE_MODEL
     if beside.is_file():
-        stored |= safetensors.torch.load_file(beside)
+        stored |= load_weights(beside)
     trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
     for name, value in objective.state_dict().items():
         if name not in trained:

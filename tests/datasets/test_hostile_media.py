@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+import torch
 import torchaudio
 from PIL import Image
 from support.shards import encode_jpeg, make_picture, make_waveform
@@ -118,6 +119,17 @@ def test_what_a_flac_claims_is_bounded() -> None:
     with pytest.raises(DecodeError, match=r"a sound of 4,294,967 s"):
         decode_audio(flac(samples=(1 << 36) - 16))
     assert len(decode_audio(flac(samples=0))) == 16_000  # not known: legal
+
+
+def test_a_flac_is_read_as_far_as_its_header_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of 3 MB that said 16,000 samples gave 800 million."""
+    whole = decode_audio(flac())
+    assert torch.equal(decode_audio(flac(samples=5_000)), whole[:5_000])
+    monkeypatch.setattr("datasets.decode._FLAC_PIECE", 3_000)
+    assert torch.equal(decode_audio(flac()), whole)
+    assert torch.equal(decode_audio(flac(samples=5_000)), whole[:5_000])
+    with pytest.raises(DecodeError, match="it ends after 16000 of 17000 samples"):
+        decode_audio(flac(samples=17_000))
 
 
 def test_a_flac_that_unfolds_without_end_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,11 +13,15 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from support.shards import make_shards
 
+from datasets.batch import ReadFailure, Ticket
 from datasets.check import main as check
+from datasets.decode import DecodeError
 from datasets.index import index_folder
+from datasets.inspect.stored_clips import read_clip
 from datasets.loading.reader import ClipReader
 from datasets.shards.manifest import ShardIndex
 from datasets.shards.store import ShardStore
@@ -278,6 +282,62 @@ def test_a_table_of_absurd_columns_is_refused(folder: Path, change: dict[str, An
     (folder / "index.table").write_bytes(magic + len(text).to_bytes(8, "little") + text + rest)
     with pytest.raises(ShardError, match=r"index.table (is no table of clips|is cut off)"):
         ClipReader(folder)
+
+
+def change_header(folder: Path, change: dict[str, Any], more: bytes = b"") -> None:
+    """Another header for a table, whose columns stay where they are; ``more`` comes behind them."""
+    magic, header, rest = table_header(folder)
+    start = len(magic) + 8 + len(json.dumps(header))
+    rest = rest[-start % 64 :]
+    text = json.dumps(header | change | {"bytes": len(rest) + len(more)}).encode()
+    head = magic + len(text).to_bytes(8, "little") + text
+    (folder / "index.table").write_bytes(head.ljust(-(-len(head) // 64) * 64, b"\0") + rest + more)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shards": ["/etc/passwd", "../../secret"]}, "names of files in the set's folder"),
+        ({"shards": ["shard-000000.tar", "other.tar"]}, "other shards, classes or numbers of clips"),
+        ({"num_classes": 1 << 31}, "other shards, classes or numbers of clips"),
+    ],
+    ids=["outside", "another", "classes"],
+)
+def test_a_table_speaks_of_the_shards_and_classes_of_its_index(
+    folder: Path, tmp_path: Path, capsys: Any, change: dict[str, Any], message: str
+) -> None:
+    change_header(folder, {})
+    assert len(ClipReader(folder)) == 4  # the honest one
+    change_header(folder, change)
+    with pytest.raises(ShardError, match=message):
+        ClipReader(folder)
+    with pytest.raises(SystemExit):
+        check([str(folder), "--fast"])
+    assert message in capsys.readouterr().out
+    store = ShardStore(f"pipe:cat {folder}/{{}}", tmp_path / "cache", retry_delays=())
+    with pytest.raises(ShardError, match=r"pipe:… is not the table of that set's index"):
+        store.open_index()
+    index_folder(folder)
+    assert len(store.open_index()[1]) == 4  # the one that was refused is not kept
+
+
+def test_a_table_claims_no_more_bytes_than_its_shard_has(folder: Path) -> None:
+    _, header, _ = table_header(folder)
+    shape = header["columns"]["blocks"]["shape"]
+    claims = np.full(shape, 0xFFFF_FFF0, "<u4").tobytes()  # 2 TB each
+    blocks = {"dtype": "<u4", "shape": shape, "offset": header["bytes"]}
+    change_header(folder, {"columns": header["columns"] | {"blocks": blocks}}, claims)
+    reader = ClipReader(folder, substitutes=False)
+    failure = reader.read(Ticket(0, 0))
+    assert isinstance(failure, ReadFailure)
+    assert "the shard ends inside" in failure.reason
+    with pytest.raises(DecodeError, match="its shard ends before it does"):
+        read_clip(folder, reader.table, 0)
+    reader.close()
+    (folder / "shard-000000.tar").unlink()
+    os.mkfifo(folder / "shard-000000.tar")
+    with pytest.raises(DecodeError, match="no regular file"):
+        read_clip(folder, reader.table, 0)
 
 
 @pytest.mark.parametrize(

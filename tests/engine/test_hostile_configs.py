@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from atomic import refuse_links, write_atomically
-from engine.checkpoints.folder import CheckpointError
+from engine.checkpoints.folder import Checkpoint, CheckpointError, CheckpointState
 from engine.checkpoints.integrity import write_sealed
 from engine.checkpoints.keeping import newest_sound_checkpoint
+from engine.checkpoints.loading import check_model
 from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_config
 from engine.parallel.world import World
 from engine.records.status import fail_status, read_status
@@ -148,3 +149,10 @@ def test_a_checkpoint_lists_files_of_its_own(tmp_path: Path, name: str) -> None:
     with pytest.raises(CheckpointError, match=r"lists '.*', which is no file within the checkpoint"):
         newest_sound_checkpoint(tmp_path, World(0, 1, torch.device("cpu")))
     assert folder.is_dir()
+
+
+def test_weights_of_a_checkpoint_that_are_none_are_named(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(tmp_path, CheckpointState(1, 1, 0, "", ""))
+    torch.save({"a": 1}, checkpoint.weights)
+    with pytest.raises(CheckpointError, match=r"model.safetensors can't be read as safetensors"):
+        check_model(checkpoint, torch.nn.Linear(1, 1))
