@@ -111,6 +111,8 @@ class RunConfig:
         return {}
 
     def __post_init__(self) -> None:
+        if not -(1 << 63) <= self.seed < 1 << 63:
+            raise ValueError(f"seed is {shown(self.seed)}; it must fit 64 bits")
         fbank, model = self.fbank, self.model
         if fbank.target_length != model.audio_length:
             raise ValueError(
@@ -194,10 +196,10 @@ def parse_config(kind: type[T], program: str, arguments: Sequence[str] | None = 
         parser.error(str(error))
     for key, value in list(parsed.items()):
         parsed[key] = expand_values(value)
-    text = parser.dump(parsed, skip_unset=False, skip_link_targets=False)
-    for own in ("config", ALLOW_COMMANDS.removeprefix("--")):
-        parsed.pop(own, None)
     try:
+        text = parser.dump(parsed, skip_unset=False, skip_link_targets=False)
+        for own in ("config", ALLOW_COMMANDS.removeprefix("--")):
+            parsed.pop(own, None)
         return cast(T, narrowed(**vars(parser.instantiate(parsed)))), text
     except ValueError as error:
         parser.error(str(error))

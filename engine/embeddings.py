@@ -35,6 +35,7 @@ _VECTORS = ("audio", "visual", "joint")
 #: A file may unfold to so many times its size, and so many bytes besides; vectors hardly pack at all.
 _UNFOLDED, _SPARE_BYTES = 100, 1 << 28
 _BATCH_ROWS = 1024
+_MOST_CLASSES = 100_000
 
 
 def check_target(path: Path) -> None:
@@ -106,6 +107,8 @@ def read_embeddings(path: Path) -> Features:
     readers = {".parquet": _read_parquet, ".npz": load_npz}
     if path.suffix not in readers:
         raise ValueError(f"{path} must be a .parquet or .npz file of embeddings")
+    if not path.is_file():  # opening a FIFO would wait for its writer
+        raise ValueError(f"{path} is not there, or no regular file")
     try:
         columns = readers[path.suffix](path)
         _check_columns(columns)
@@ -123,6 +126,10 @@ def _check_columns(columns: Columns) -> None:
         values = columns[name]
         if values.ndim != 2 or len(values) != len(columns["id"]) or values.dtype.kind not in "fiub":
             raise ValueError(f"{name} is no column of {len(columns['id'])} vectors of numbers")
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            raise ValueError(f"{name} holds numbers that are not finite")
+    if "labels" in columns and columns["labels"].shape[1] > _MOST_CLASSES:
+        raise ValueError(f"it has labels of more than {_MOST_CLASSES} classes")
 
 
 def load_npz(path: Path) -> Columns:
@@ -191,11 +198,24 @@ def _read_parquet(path: Path) -> Columns:
 
 
 def measure(train: Features, test: Features) -> Iterator[tuple[str, float]]:
-    """Retrieval within the test set where it has sound and pictures, and probes from train to test."""
+    """Retrieval within the test set where it has sound and pictures, and probes from train to test.
+
+    Raises:
+        ValueError: The two have vectors or classes of different numbers.
+    """
+    for name in train.streams.keys() & test.streams.keys():
+        _check_widths(name, train.streams[name], test.streams[name])
+    if train.labels is not None and test.labels is not None:
+        _check_widths("labels", train.labels, test.labels)
     if "audio" in test.streams and "visual" in test.streams:
         yield from cross_modal_retrieval(test.streams["audio"], test.streams["visual"]).items()
     if train.labels is not None and test.labels is not None:
         yield from probe_features(train, test, ProbeConfig()).items()
+
+
+def _check_widths(name: str, train: torch.Tensor, test: torch.Tensor) -> None:
+    if train.shape[1] != test.shape[1]:
+        raise ValueError(f"{name} has {train.shape[1]} columns in train and {test.shape[1]} in test")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

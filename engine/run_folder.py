@@ -161,6 +161,7 @@ def _mapping_yaml(content: bytes) -> dict[str, Any]:
     found = load_yaml(content.decode())
     if not isinstance(found, dict) or not all(isinstance(key, str) for key in found):
         raise ValueError("it is no mapping of keys")
+    str(found)  # which fails for an integer of so many digits that nothing can show it
     return found
 
 

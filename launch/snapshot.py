@@ -19,7 +19,7 @@ _CODE = ("*.py", "*.yaml", "*.yml", "*.toml", "*.txt", "*.md", "*.typed", "*.htm
 #: Never copied unless git tracks it; lower case, as names are before they are compared.
 _SECRET = (
     ".env*", "*.pem", "*.key", "id_*", "*credential*", "*secret*", "*token*", "*passw*", "*api*key*", "*keys*",
-    ".netrc", ".ssh", ".aws",
+    "*[_-]key.*", "*private*", "auth.*", ".netrc", ".ssh", ".aws",
 )  # fmt: skip
 #: Copied though git does not track it yet.
 _UNTRACKED_CODE = ("*.py", "*.yaml", "*.yml")
@@ -76,11 +76,13 @@ def _git_files(root: Path) -> list[str] | None:
     if not (root / ".git").exists() or shutil.which("git") is None:
         return None
     others = _list_files(root, "--others", "--exclude-standard", "--", *_UNTRACKED_CODE)
-    return [*_list_files(root), *(name for name in others if not _may_be_secret(name))]
+    return [*_list_files(root), *(name for name in others if not _may_be_secret(name, root / name))]
 
 
-def _may_be_secret(name: str) -> bool:
-    return any(_matches(part, _SECRET) for part in name.lower().split("/"))
+def _may_be_secret(name: str, path: Path) -> bool:
+    """By its name, or by that of what a link leads to."""
+    parts = [*name.split("/"), path.resolve().name]
+    return any(_matches(part.lower(), _SECRET) for part in parts)
 
 
 def _list_files(root: Path, *options: str) -> list[str]:
@@ -98,9 +100,12 @@ def _code_files(root: Path) -> list[str]:
     """Paths of code, configs and texts below ``root``, by their names."""
     found = []
     for place, folders, files in os.walk(root):
-        folders[:] = [name for name in folders if not _matches(name, _NOT_CODE) and not _may_be_secret(name)]
-        names = [name for name in files if _matches(name, _CODE) and not _may_be_secret(name)]
-        found += [str(Path(place, name).relative_to(root)) for name in names]
+        at = Path(place)
+        folders[:] = [
+            name for name in folders if not _matches(name, _NOT_CODE) and not _may_be_secret(name, at / name)
+        ]
+        names = [name for name in files if _matches(name, _CODE) and not _may_be_secret(name, at / name)]
+        found += [str((at / name).relative_to(root)) for name in names]
     return found
 
 

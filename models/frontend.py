@@ -52,6 +52,8 @@ class FbankConfig:
         ):
             if getattr(self, name) <= 0:
                 raise ValueError(f"fbank.{name} is {getattr(self, name)}; it must be positive")
+        if not (math.isfinite(self.mean) and math.isfinite(self.std)):
+            raise ValueError(f"fbank.mean {self.mean} and fbank.std {self.std} must be finite")
         for name, largest in _LARGEST.items():
             if not getattr(self, name) <= largest:
                 raise ValueError(f"fbank.{name} is {getattr(self, name):.15g}; it can be {largest} at most")

@@ -18,6 +18,7 @@ from datasets.shards.manifest import Label
 from datasets.shards.names import public
 from engine.checkpoints.folder import Checkpoint, CheckpointState
 from engine.evaluation.final import FinalEvaluation
+from engine.recipes.nearest import differences
 from engine.tasks import labelled_sets
 from engine.tasks.finetune import check_classes, keep_classes
 from engine.tasks.labelled_sets import LabelledSet, class_places, open_labelled
@@ -90,9 +91,14 @@ def of_an_evaluation(location: str, folder: Path) -> list[str]:
     return [str(FinalEvaluation._measure(own, predictions))]
 
 
+def of_a_comparison(location: str, folder: Path) -> list[str]:
+    return [str(differences([{"data": {"train": location, "val": [{"path": location}]}}, {}]))]
+
+
 @pytest.mark.parametrize("location", LOCATIONS)
 @pytest.mark.parametrize(
-    "messages", [of_a_reader, of_labels, of_a_set_without_labels, of_settings, of_an_evaluation]
+    "messages",
+    [of_a_reader, of_labels, of_a_set_without_labels, of_settings, of_an_evaluation, of_a_comparison],
 )
 def test_no_secret_is_shown(
     messages: Callable[[str, Path], list[str]], location: str, tmp_path: Path

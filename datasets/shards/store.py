@@ -94,7 +94,7 @@ class ShardStore:
         with self._lock(
             url
         ):  # the index is small and fetched each time, the table kept for as long as it fits
-            copy = folder / _cache_name(url)
+            copy = folder / _cache_name(url, INDEX_NAME)
             self._fetch(INDEX_NAME, copy, largest=LARGEST_INDEX)
             index = ShardIndex.load_file(copy, public(url))
             table = folder / f"{index.fingerprint}.table"
@@ -129,7 +129,7 @@ class ShardStore:
         url = self.url(shard.name)
         if not self.is_remote:
             return Path(url)
-        path = self._cache() / _cache_name(url)
+        path = self._cache() / _cache_name(url, shard.name)
         with self._lock(url):
             if not path.exists():
                 self._fetch(shard.name, path, expected=shard.bytes)
@@ -211,6 +211,6 @@ def _digest(name: str) -> str:
     return hashlib.sha256(name.encode()).hexdigest()[:16]
 
 
-def _cache_name(url: str) -> str:
-    stem = re.sub(r"[^\w.-]", "_", url.rpartition("/")[2].rpartition(" ")[2]) or "shard"
-    return f"{_digest(url)}-{stem[-64:]}"
+def _cache_name(url: str, name: str) -> str:
+    """Of the URL nothing else: it may hold a signature."""
+    return f"{_digest(url)}-{name[-64:]}"

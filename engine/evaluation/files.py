@@ -41,7 +41,7 @@ def read_report(folder: Path) -> dict[str, Any] | None:
     """What ``metrics.json`` holds, or None where there is none that is whole."""
     try:
         found = json.loads((folder / "metrics.json").read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -11,6 +11,7 @@ from engine.config import PretrainConfig, parse_config
 from engine.objectives.classification import ClassificationConfig
 from engine.run_folder import RunFolder, flatten
 from engine.tasks.finetune_config import LabelledConfig
+from models.weights.sources import without_secrets
 from strict_yaml import load_yaml, load_yaml_file
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -33,7 +34,7 @@ class Difference:
 
     Attributes:
         key: Its dotted key.
-        values: What each side says.
+        values: What each side says, without what may be secret in a URL, and without commands.
         of_the_place: Whether it says nothing of what is learned.
     """
 
@@ -73,7 +74,7 @@ def differences(configs: list[dict[str, Any]]) -> list[Difference]:
     for key in keys:
         values = tuple(one.get(key, _ABSENT) for one in flat)
         if any(_plain(value) != _plain(values[0]) for value in values):
-            found.append(Difference(key, values, of_the_place(key)))
+            found.append(Difference(key, without_secrets(values), of_the_place(key)))
     return sorted(found, key=lambda difference: difference.of_the_place)
 
 

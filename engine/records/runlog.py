@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from atomic import open_to_append, write_atomically
+from datasets.untrusted import whole_number
 from engine.records.status import update_status
 from engine.records.wandb_log import LogConfig, WandbLog
 
@@ -151,16 +152,20 @@ def read_metrics(run: Path) -> list[dict[str, float]]:
 
 
 def _records(path: Path) -> list[dict[str, float | None]]:
-    """The whole lines of a file of JSON lines; a line that a killed process left torn is none."""
+    """The numbers in the whole lines of a file of JSON lines; one that a killed process left torn is none."""
     found = []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(record, dict) and "step" in record:
-            found.append(record)
-    return found
+            found.append({name: value for name, value in record.items() if _is_number(value)})
+    return [record for record in found if "step" in record]
+
+
+def _is_number(value: object) -> bool:
+    return value is None or isinstance(value, float) or whole_number(value, -(1 << 63), 1 << 63)
 
 
 def _keep_records(path: Path, before: float) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from terminal import spelt_out
+
 _TEMPLATES = Path(__file__).parent / "templates"
 #: Kept for text and tables when the rest of a page is shared out.
 _TEXT_BYTES = 300_000
@@ -74,7 +76,7 @@ def render(template: str, charts: list[dict[str, Any]], media: Mapping[str, str]
     script = (_TEMPLATES / "page.js").read_text(encoding="utf-8")
     environment = Environment(
         loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
+        trim_blocks=True, lstrip_blocks=True, finalize=_shown,
     )  # fmt: skip
     page = environment.get_template(template).render(
         **values,
@@ -85,8 +87,12 @@ def render(template: str, charts: list[dict[str, Any]], media: Mapping[str, str]
         plotly=plotly,
         data=Markup(_json({"charts": charts, "media": dict(media)})),
     )
-    # Ids may hold halves of surrogate pairs, which no file in UTF-8 can.
-    return page.encode("utf-8", "replace")
+    return page.encode()
+
+
+def _shown(value: Any) -> Any:
+    """Text of others, with what would turn its direction around spelt out; our own markup as it is."""
+    return spelt_out(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _json(value: Any) -> str:

@@ -70,7 +70,7 @@ def kept_preparation(run: Path) -> Preparation:
         if not isinstance(found, dict):
             raise ValueError("it holds no JSON object")
         return _read(found)
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); restore it, or remove it to take the defaults"
         ) from error

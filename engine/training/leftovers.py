@@ -43,6 +43,6 @@ def _step_of_evaluation(folder: Path) -> float:
     """The step of an evaluation; infinity for one that was not finished, -1 for one that does not say."""
     try:
         of = json.loads((folder / "metrics.json").read_bytes()).get("of", {})
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, RecursionError):
         return float("inf")
     return of.get("step", -1)

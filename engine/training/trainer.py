@@ -19,6 +19,7 @@ import torch
 
 from atomic import write_atomically
 from datasets.batch import AVBatch, FailureBudget, ReadFailure
+from datasets.untrusted import whole_number
 from engine.checkpoints.folder import Checkpoint, CheckpointError, find_checkpoints
 from engine.checkpoints.keeping import last_known_good, newest_sound_checkpoint, set_aside
 from engine.checkpoints.saving import Notes, save_checkpoint
@@ -400,8 +401,11 @@ class Trainer:
     def _read_skipped(self) -> set[int]:
         path = self.run / _SKIPPED
         try:
-            return set(json.loads(path.read_bytes())) if path.is_file() else set()
-        except (ValueError, TypeError) as error:
+            found = json.loads(path.read_bytes()) if path.is_file() else []
+            if not isinstance(found, list) or not all(whole_number(step, 0, 1 << 62) for step in found):
+                raise ValueError("it is no list of steps")
+            return set(found)
+        except (ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{path} is damaged ({error}): bring it back from a copy, or remove it"
             ) from error

@@ -12,6 +12,7 @@ from models.cav_mae.config import CavMaeModelConfig
 from models.frontend import IMAGENET_MEAN, IMAGENET_STD, FbankConfig
 from models.registry import family_of
 from models.weights.description import Description
+from terminal import spelt_out
 
 
 def model_card(description: Description, result: str, usage: str) -> str:
@@ -48,7 +49,7 @@ def _sound(fbank: FbankConfig) -> str:
 
 def plain_text(value: object) -> str:
     """Text of others as text: no markup, no link, no line or cell of its own."""
-    text = re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value))
+    text = spelt_out(re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+", " ", str(value)))
     return re.sub(r"([\\`*_{}\[\]|])", r"\\\1", html.escape(text, quote=False))
 
 

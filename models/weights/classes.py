@@ -24,7 +24,7 @@ def kept_classes(run: Path) -> list[str] | None:
     if path.is_file():
         try:
             names = json.loads(path.read_bytes())
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise WeightsError(f"{path} is not JSON ({error}); {_REMEDY}") from error
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise WeightsError(f"{path} is no list of names; {_REMEDY}")

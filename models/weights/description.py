@@ -72,7 +72,9 @@ def parse_description(values: Mapping[str, Any], where: str) -> Description:
     """
     version = values.get("version")
     if version != FORMAT_VERSION:
-        raise WeightsError(f"{where}: its format version is {version}; this program reads {FORMAT_VERSION}")
+        raise WeightsError(
+            f"{where}: its format version is {version!r:.100}; this program reads {FORMAT_VERSION}"
+        )
     labels, provenance = values.get("labels"), values.get("provenance") or {}
     if labels is not None and not (
         isinstance(labels, list) and all(isinstance(name, str) for name in labels)
@@ -90,10 +92,10 @@ def parse_description(values: Mapping[str, Any], where: str) -> Description:
 
 def parse_model(values: Any, where: str) -> ModelConfig:
     """A model's config from plain values, as `dataclasses.asdict` or a YAML file has them."""
-    if not isinstance(values, Mapping) or not isinstance(values.get("name"), str):
-        raise WeightsError(f"{where}: model is {values!r}, not settings with a name")
+    if not isinstance(values, Mapping) or not isinstance(name := values.get("name"), str) or len(name) > 100:
+        raise WeightsError(f"{where}: model is {values!r:.200}, not settings with a name")
     try:
-        kind = family_of(values["name"]).config
+        kind = family_of(name).config
     except ValueError as error:
         raise WeightsError(f"{where}: {error}") from error
     return _settings(kind, values, f"{where}: model")
@@ -133,10 +135,10 @@ def parse_fbank(values: Any, where: str) -> FbankConfig:
 
 def _check_keys(values: Any, kind: type, where: str) -> None:
     if not isinstance(values, Mapping):
-        raise WeightsError(f"{where} is {values!r}, not a mapping")
+        raise WeightsError(f"{where} is {values!r:.200}, not a mapping")
     unknown = sorted(set(values) - {f.name for f in fields(kind)})
     if unknown:
-        raise WeightsError(f"{where} has unknown settings: {', '.join(map(str, unknown))}")
+        raise WeightsError(f"{where} has unknown settings: {', '.join(map(str, unknown)):.200}")
 
 
 def weights_hash(state: Mapping[str, Tensor]) -> str:

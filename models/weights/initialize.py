@@ -233,6 +233,10 @@ def _pull(name: str, source: SourceWeights, config: ModelConfig) -> timm_vit.Pul
     match = _POSITIONS.fullmatch(name)
     if match and isinstance(config, GridConfig):
         rows, columns = _source_grid(match.group(1) or match.group(2), value, source, config)
+        if value.shape[-2:-1].numel() != rows * columns:
+            raise WeightsError(
+                f"{source.path}: {origin} has shape {tuple(value.shape)}, its model {rows}×{columns} positions"
+            )
         return origin, value.reshape(rows, columns, -1), None
     if source.kind is SourceKind.earsight:
         return origin, value, None

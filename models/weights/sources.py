@@ -289,7 +289,7 @@ def without_secrets(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: without_secrets(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [without_secrets(item) for item in value]
+        return type(value)(without_secrets(item) for item in value)
     if not isinstance(value, str):
         return value
     if value.lstrip().lower().startswith("pipe:"):

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from support.shards import make_shards
 
-from datasets.batch import ReadFailure, Ticket
+from datasets.batch import Clip, ReadFailure, Ticket
 from datasets.check import main as check
 from datasets.decode import DecodeError
 from datasets.index import index_folder
@@ -257,6 +257,19 @@ def test_messages_show_no_secret_of_a_url(tmp_path: Path) -> None:
     assert "hunter2" not in str(raised.value)
     with pytest.raises(ValueError, match="blanks or control characters"):
         ShardStore("https://host/a b", tmp_path / "cache")
+
+
+def test_no_secret_of_a_url_is_in_the_cache(folder: Path, tmp_path: Path, serve: Any) -> None:
+    url = serve(partial(Files, directory=str(folder))).replace("//", "//me:hunter2@") + "/{}?sig=hunter2"
+    reader = ClipReader(ShardStore(url, tmp_path / "cache"))
+    assert isinstance(reader.read(Ticket(0, 0)), Clip)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if "hunter2" in path.name]
+    path = reader.store.path(reader.index.shards[0])
+    path.write_bytes(path.read_bytes()[:-512])
+    reader.close()
+    with pytest.raises(ShardError, match=r"-shard-000000.tar has \d+ bytes") as raised:
+        reader.read(Ticket(0, 0))
+    assert "hunter2" not in str(raised.value)
 
 
 def table_header(folder: Path) -> tuple[bytes, dict[str, Any], bytes]:

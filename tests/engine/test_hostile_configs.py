@@ -6,6 +6,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +18,10 @@ from engine.checkpoints.keeping import newest_sound_checkpoint
 from engine.checkpoints.loading import check_model
 from engine.config import ALLOW_COMMANDS, PretrainConfig, parse_config, save_config
 from engine.parallel.world import World
+from engine.records.runlog import _keep_records, read_metrics
 from engine.records.status import fail_status, read_status
 from engine.training.run_lock import is_held_by_another
+from engine.training.trainer import Trainer
 from strict_yaml import load_yaml, load_yaml_file
 
 
@@ -156,3 +159,38 @@ def test_weights_of_a_checkpoint_that_are_none_are_named(tmp_path: Path) -> None
     torch.save({"a": 1}, checkpoint.weights)
     with pytest.raises(CheckpointError, match=r"model.safetensors can't be read as safetensors"):
         check_model(checkpoint, torch.nn.Linear(1, 1))
+
+
+def test_records_that_hold_no_numbers_are_left_out(tmp_path: Path) -> None:
+    lines = [
+        "[" * 100_000,
+        '{"step": ' + "9" * 5000 + "}",
+        '{"step": "x"}',
+        '{"step": 1' + "0" * 400 + "}",
+        "[]",
+    ]
+    lines += ['{"step": 3, "train/loss": 1.5, "val/x": "text", "val/y": null}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines))
+    [record] = read_metrics(tmp_path)
+    assert record.keys() == {"step", "train/loss", "val/y"}
+    _keep_records(tmp_path / "metrics.jsonl", 9)
+    assert read_metrics(tmp_path)[0]["train/loss"] == 1.5
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, '{"1": 2}', '["x"]', "[" + "9" * 5000 + "]"], ids=len)
+def test_steps_to_be_skipped_are_a_list_of_steps(tmp_path: Path, content: str) -> None:
+    (tmp_path / "skipped_steps.json").write_text(content)
+    trainer: Any = Trainer.__new__(Trainer)
+    trainer.run = tmp_path
+    with pytest.raises(CheckpointError, match=r"skipped_steps.json is damaged"):
+        trainer._read_skipped()
+
+
+def test_a_seed_fits_64_bits(capsys) -> None:
+    for digits, message in (
+        (20, "seed is an integer of more than 64 bits; it must fit"),
+        (100_000, "for integer"),
+    ):
+        with pytest.raises(SystemExit):
+            parse_config(PretrainConfig, "program", ["data.train=x", "seed=0x" + "f" * digits])
+        assert message in capsys.readouterr().err

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -49,11 +50,26 @@ def saved(value: object) -> bytes:
         ({"id": saved("a")}, "no column `id`"),
         ({"audio": saved(np.zeros((1, 4)))}, "no column `id`"),
         ({"id": b"no array"}, "magic"),
+        ({"id": saved(["a"]), "audio": saved([[np.nan]])}, "audio holds numbers that are not finite"),
+        ({"id": saved(["a"]), "labels": saved(np.zeros((1, 100_001), np.int8))}, "more than 100000 classes"),
     ],
 )  # fmt: skip
 def test_an_npz_holds_what_it_claims(tmp_path: Path, members: dict[str, bytes], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_embeddings(npz(tmp_path / "a.npz", **members))
+
+
+def test_files_that_do_not_fit_each_other_are_refused(tmp_path: Path, capsys) -> None:
+    for name, width in (("train", 3), ("test", 4)):
+        np.savez(tmp_path / f"{name}.npz", id=["a", "b"], audio=np.eye(2, width), labels=np.eye(2))
+    os.mkfifo(tmp_path / "fifo.npz")
+    for name, message in (
+        ("test", "audio has 3 columns in train and 4 in test"),
+        ("fifo", "no regular file"),
+    ):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path / "train.npz"), str(tmp_path / f"{name}.npz")])
+        assert message in capsys.readouterr().err
 
 
 def test_an_npz_of_objects_is_not_unpickled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

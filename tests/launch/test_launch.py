@@ -109,8 +109,12 @@ def test_snapshot_holds_code_and_no_secret(tmp_path):
         "notes.txt",
         "API_Keys.py",
         "configs/Passwords.yaml",
+        "wandb_key.py",
+        "private.yaml",
+        "auth.yaml",
     ):
         (tree / name).write_text("secret")
+    (tree / "link.yaml").symlink_to("key.pem")
     subprocess.run(["git", "init", "--quiet", tree], check=True)
     snapshot = tree / "runs" / "r" / "launch" / "code" / "now"
     take_snapshot(snapshot, tree)

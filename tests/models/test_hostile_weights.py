@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import zipfile
 from pathlib import Path
@@ -14,8 +15,10 @@ from support.small_models import SMALL, small_model
 
 from models import load_pretrained
 from models.export.card import plain_text
+from models.frontend import FbankConfig
 from models.pretrained import load_model
 from models.towers.folders import open_folder
+from models.weights.classes import kept_classes
 from models.weights.errors import WeightsError
 from models.weights.sources import read_weights, stated_description, without_secrets
 from models.weights.tensor_files import read_file
@@ -95,6 +98,19 @@ def test_secrets_of_locations_stay_behind() -> None:
 
 def test_text_of_others_is_text_in_a_card() -> None:
     assert plain_text("a\n# b | [c](d) <script>\x1b[31m") == r"a # b \| \[c\](d) &lt;script&gt; \[31m"
+    assert plain_text("a\u202eb") == r"a\\u202eb"
+
+
+def test_a_spectrogram_of_no_numbers_is_refused() -> None:
+    for mean, std in ((math.nan, 1.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match="must be finite"):
+            FbankConfig(mean=mean, std=std)
+
+
+def test_a_vocabulary_without_end_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text("[" * 100_000)
+    with pytest.raises(WeightsError, match=r"classes.json is not JSON"):
+        kept_classes(tmp_path)
 
 
 def test_an_archive_whose_parts_overlap_is_refused(tmp_path: Path) -> None:
@@ -163,6 +179,8 @@ def test_a_safetensors_header_holds_what_it_claims(tmp_path: Path, content: byte
         ({"embed_dim": 1 << 40}, "it can be 65536 at most"),
         ({"image_size": 65_536, "patch_size": 1}, "is more than can be computed with"),
         ({"embed_dim": "wide"}, "config.yaml: model: "),
+        ({"name": "x" * 1_000_000}, "^.{1,1000}$"),
+        ({"num_mel_bins": 512}, "its model 32×. positions"),
         ({"class_path": "os.system"}, "unknown settings: class_path"),
         ({"name": "hf-hub:someone/model"}, "unknown model 'hf-hub:someone/model'"),
     ],

@@ -133,7 +133,7 @@ def test_parts_that_are_missing_are_said_and_the_rest_is_shown(runs: Path, tmp_p
         assert message in capsys.readouterr().err
 
 
-EVIL = "</script><img src=x onerror=alert(1)>\ud800"
+EVIL = "\u202e</script><img src=x onerror=alert(1)>\ud800"
 
 
 def test_text_of_others_is_shown_and_nothing_else(runs: Path, tmp_path: Path) -> None:
@@ -158,6 +158,7 @@ def test_text_of_others_is_shown_and_nothing_else(runs: Path, tmp_path: Path) ->
     assert "x.mp4 is not shown" in missing
     text = page.read_text()
     assert "<img src=x" not in text
+    assert "\u202e" not in text  # turns the direction of writing around
     assert text.count("</script>") == 3
     assert "script-src &#39;sha256-" in text
     (run / "pictures" / "link_00000002.png").symlink_to("/etc/hostname")
