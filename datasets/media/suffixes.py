@@ -5,40 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 VIDEO_SUFFIXES = (
-    *(
-        ".3g2",
-        ".3gp",
-        ".asf",
-        ".avi",
-        ".divx",
-        ".f4v",
-        ".flv",
-        ".m2ts",
-        ".m2v",
-        ".m4v",
-        ".mkv",
-        ".mov",
-        ".mp4",
-    ),
-    *(".mpe", ".mpeg", ".mpg", ".mts", ".mxf", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
+    *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".f4v", ".flv", ".m1v", ".m2t", ".m2ts"),
+    *(".m2v", ".m4v", ".mk3d", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts"),
+    *(".mxf", ".ogm", ".ogv", ".qt", ".rm", ".rmvb", ".ts", ".vob", ".webm", ".wmv"),
 )
 SOUND_SUFFIXES = (
-    *(
-        ".aac",
-        ".ac3",
-        ".aif",
-        ".aiff",
-        ".amr",
-        ".ape",
-        ".au",
-        ".caf",
-        ".flac",
-        ".m4a",
-        ".mka",
-        ".mp2",
-        ".mp3",
-    ),
-    *(".oga", ".ogg", ".opus", ".wav", ".weba", ".wma", ".wv"),
+    *(".aac", ".ac3", ".aif", ".aiff", ".amr", ".ape", ".au", ".caf", ".eac3", ".flac"),
+    *(".m4a", ".m4b", ".mka", ".mp2", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav"),
+    *(".weba", ".wma", ".wv"),
 )
 PICTURE_SUFFIXES = (".jpeg", ".jpg", ".png")
 

@@ -40,8 +40,9 @@ class EncodeSettings:
         silence_peak: Clips whose sound never exceeds this share of full scale are rejected (silent).
         keep_truncated: Keep what is there of files that end before their header says or are damaged on the
             way; otherwise they are rejected (truncated).
-        partial: Keep clips whose text is known and whose video is of no use, as text alone; otherwise they are
-            rejected.
+        partial: Keep clips whose text is known with what there is of their video: frames where there is no sound
+            track, sound however silent or short, text alone where it can't be read or is truncated. Otherwise such
+            clips are rejected.
     """
 
     media: MediaSettings = field(default_factory=MediaSettings)
@@ -110,33 +111,36 @@ class Encoder:
         start, end = task.start, task.end
         if task.cut and end is not None:
             start, end = 0.0, end - (start or 0.0)
+        partial = self.settings.partial and task.text is not None
+        path = os.path.join(self.root, task.source)
         try:
-            clip = self._read(os.path.join(self.root, task.source), start, end)
+            clip = read_media(path, start, end, self.settings.media, needs_sound=not partial)
+            self._check_whole(clip)
+            problem = self._problem_of_sound(clip)
+            if problem is not None and not partial:
+                raise problem
         except MediaError as error:
-            if self.settings.partial and task.text is not None:
+            if partial:
                 return Encoded(self._text_alone(task, error), Moments())
             return Encoded(rejected_clip(task, error.reason, error.detail), Moments())
-        moments = measure_fbank(clip.waveform, clip.sample_rate) if work.measure else Moments()
+        measured = work.measure and problem is None
+        moments = measure_fbank(clip.waveform, clip.sample_rate) if measured else Moments()
         return Encoded(self._sample(task, clip), moments)
-
-    def _read(self, path: str, start: float | None, end: float | None) -> MediaClip:
-        """The clip.
-
-        Raises:
-            MediaError: There is none, or none of use.
-        """
-        clip = read_media(path, start, end, self.settings.media)
-        self._examine(clip)
-        return clip
 
     def _sample(self, task: Task, clip: MediaClip) -> Sample:
         settings = self.settings
         metadata = self._metadata(task, round(clip.duration, 6), clip.frame_times)
         if clip.tracks:
             metadata["tracks"] = clip.tracks
-        sound = encode_audio(clip.waveform, clip.sample_rate, settings.audio_format)
-        frames = [(f"{i:02d}.jpg", encode_jpeg(f, settings.jpeg_quality)) for i, f in enumerate(clip.frames)]
-        members = [*_text_member(task), (settings.audio_format, sound), *frames]
+        members = _text_member(task)
+        if clip.duration:
+            sound = encode_audio(clip.waveform, clip.sample_rate, settings.audio_format)
+            members.append((settings.audio_format, sound))
+        else:
+            metadata["absent"] = {"sound": "no_audio"}
+        members += [
+            (f"{i:02d}.jpg", encode_jpeg(f, settings.jpeg_quality)) for i, f in enumerate(clip.frames)
+        ]
         return Sample(make_key(task.id), metadata, members)
 
     def _text_alone(self, task: Task, error: MediaError) -> Sample:
@@ -156,18 +160,22 @@ class Encoder:
             "source": printable(task.source),
         }
 
-    def _examine(self, clip: MediaClip) -> None:
-        """Raises a MediaError for a clip that was read but is of no use."""
+    def _check_whole(self, clip: MediaClip) -> None:
+        """Raises a MediaError for a clip of which something is missing, unless such are kept."""
         if clip.truncated and not self.settings.keep_truncated:
             readable = f"{clip.duration:.3f} s of sound could be read"
             raise MediaError(TRUNCATED, f"damaged or cut off; {readable} (--keep_truncated true keeps it)")
+
+    def _problem_of_sound(self, clip: MediaClip) -> MediaError | None:
+        """Why a clip's sound is of no use; None where it is."""
         if clip.duration < self.settings.min_seconds:
             limit = f"less than --min_seconds {self.settings.min_seconds:g}"
-            raise MediaError(TOO_SHORT, f"{clip.duration:.3f} s of sound, {limit}")
-        peak = int(np.abs(clip.waveform.astype(np.int32)).max())
+            return MediaError(TOO_SHORT, f"{clip.duration:.3f} s of sound, {limit}")
+        peak = int(np.abs(clip.waveform.astype(np.int32)).max(initial=0))
         if peak <= self.settings.silence_peak * 32768:
             limit = f"not above --silence_peak {self.settings.silence_peak:g}"
-            raise MediaError(SILENT, f"its peak is {peak / 32768:.2g} of full scale, {limit}")
+            return MediaError(SILENT, f"its peak is {peak / 32768:.2g} of full scale, {limit}")
+        return None
 
 
 def _text_member(task: Task) -> list[tuple[str, bytes]]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from datasets.batch import Clip, ReadFailure, Ticket
-from datasets.decode import decode_audio, decode_frame, resize_and_crop
+from datasets.decode import DecodeError, decode_audio, decode_frame, resize_and_crop
 from datasets.guard import Guard
 from datasets.loading.config import ClipNeeds
 from datasets.loading.frames import FrameChoice, frames_wanted
@@ -44,6 +44,7 @@ class ReadSettings:
             model's size where that is larger.
         first_channel_only: See ``MediaSettings``.
         jpeg_quality: Frames of a video go through a JPEG of this quality, as those in shards do; None for not.
+        partial: A piece with text whose file can't be read is its text alone, as in shards made with ``--partial``.
     """
 
     only: MediaKind | None = None
@@ -54,6 +55,7 @@ class ReadSettings:
     shorter_side: int | None = None
     first_channel_only: bool = False
     jpeg_quality: int | None = None
+    partial: bool = False
 
 
 class Piece(NamedTuple):
@@ -211,20 +213,33 @@ class MediaFiles(Dataset[Clip | ReadFailure]):
 
     def _read(self, piece: Piece, ticket: Ticket) -> Clip:
         path = self.folder / piece.name
-        if path.suffix.lower() not in SUFFIXES[self.kind]:
-            raise MediaError("unknown_ending", f"it is no {self.kind} by its name")
         text = self._text(path, piece)
         clip = Clip(printable(piece.name), ticket.row, ticket.seed, None, None, text=text)
+        try:
+            clip = self._with_media(clip, path, piece)
+        except (MediaError, DecodeError, FileNotFoundError):
+            if piece.text is None or not self.settings.partial:
+                raise
+        return self._complete(clip) if self.needs.partial else clip
+
+    def _with_media(self, clip: Clip, path: Path, piece: Piece) -> Clip:
+        """The clip with what the model takes of its file.
+
+        Raises:
+            MediaError: It can't be read, as do ``DecodeError`` and ``FileNotFoundError``.
+        """
+        if path.suffix.lower() not in SUFFIXES[self.kind]:
+            raise MediaError("unknown_ending", f"it is no {self.kind} by its name")
         if self.kind == "video" and (self.audio or self.choose_frames is not None):
             clip = self._with_video(clip, path, piece)
         elif self.kind == "sound" and self.audio:
             clip = replace(clip, waveform=self._sound(path, piece))
         elif self.kind == "picture" and self.choose_frames is not None:
             picture = decode_frame(bytearray(path.read_bytes()), self.needs.image_size)
-            count = _frame_count(self.choose_frames, ticket.seed)
+            count = _frame_count(self.choose_frames, clip.seed)
             frames = torch.stack([picture] * count)
             clip = replace(clip, frames=frames, frame_index=(0,) * count, num_stored=1)
-        return self._complete(clip) if self.needs.partial else clip
+        return clip
 
     def _complete(self, clip: Clip) -> Clip:
         """A clip with nothing in the place of what its kind of file lacks, as `ClipReader` has it of partial clips."""

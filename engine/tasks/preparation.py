@@ -23,6 +23,7 @@ class Preparation:
         first_channel_only: Whether the sound is the first channel, not the mean of all.
         jpeg_quality: Of the frames.
         clip_seconds: Length of the clips into which long files were cut; None where they were not.
+        partial: Whether clips whose text is known were kept where their file could not be read.
     """
 
     num_frames: int = 10
@@ -30,6 +31,7 @@ class Preparation:
     first_channel_only: bool = False
     jpeg_quality: int = 90
     clip_seconds: float | None = 10.0
+    partial: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_frames", "shorter_side", "jpeg_quality"):

@@ -13,6 +13,7 @@ from datasets.index import index_folder
 from datasets.loading.frames import EvenFrames, all_frames
 from datasets.loading.loader import ClipNeeds, DataConfig, TrainShare, evaluation_loader, train_loader
 from datasets.loading.reader import ClipReader
+from datasets.media.container import MediaSettings
 from datasets.prepare.labels import LabelFileError
 from datasets.prepare.resume import PrepareError
 from datasets.prepare.run import prepare
@@ -109,6 +110,40 @@ def test_rows_without_a_usable_video_are_kept_where_asked(partial):
     assert check_set(partial, fast=False, num_workers=1).problems == []
     stats([str(partial)])
     assert index_folder(partial, earlier=index).fingerprint == index.fingerprint
+
+
+def test_what_a_video_lacks_costs_the_rest_of_it_nothing(tmp_path: Path):
+    write_video(tmp_path / "mute.mp4", seconds=0.6, sound_seconds=0.0)
+    write_video(tmp_path / "still.mp4", seconds=0.6, level=0.0)
+    write_video(tmp_path / "brief.mp4", seconds=0.6, sound_seconds=0.05)
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "still.mp4").read_bytes()[:400])
+    names = ("broken", "brief", "mute", "still")
+    (tmp_path / "rows.csv").write_text("path,text\n" + "".join(f"{name}.mp4,{name}\n" for name in names))
+    options = {"min_seconds": 0.1, "shuffle": False, "media": MediaSettings(num_frames=3)}
+    with pytest.raises(PrepareError, match="no clip"):
+        prepare(config(tmp_path / "rows.csv", tmp_path / "whole", **options))
+    (folder,) = prepare(config(tmp_path / "rows.csv", tmp_path / "kept", partial=True, **options))
+    assert check_set(folder, fast=False, num_workers=1).problems == []
+    samples = scan_shard(folder / "shard-000000.tar").samples
+    pictures = ["00.jpg", "01.jpg", "02.jpg"]
+    members = {"broken": [], "brief": ["flac", *pictures], "mute": pictures, "still": ["flac", *pictures]}
+    kept = {
+        sample.metadata["id"]: [m for m in sample.members if m not in ("json", "txt")] for sample in samples
+    }
+    assert kept == members
+    absent = {sample.metadata["id"]: sample.metadata.get("absent") for sample in samples}
+    assert absent == {
+        "broken": {"sound": "undecodable", "frames": "undecodable"},
+        "brief": None,
+        "mute": {"sound": "no_audio"},
+        "still": None,
+    }
+    batch = batch_of(folder, text=True, partial=True, choose_frames=all_frames)
+    assert batch.num_samples is not None
+    assert batch.num_stored is not None
+    assert [count > 0 for count in batch.num_samples.tolist()] == [False, True, False, True]
+    assert batch.num_stored.tolist() == [0, 3, 3, 3]
+    assert ShardIndex.load(folder).fbank is None  # of a sound that would be rejected nothing is learned
 
 
 @pytest.mark.parametrize(("choice", "count"), [(EvenFrames(2), 2), (all_frames, 3)])

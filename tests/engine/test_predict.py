@@ -24,6 +24,7 @@ from datasets.media.container import MediaSettings
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.encode import encode_jpeg
 from datasets.prepare.run import prepare
+from datasets.shards.manifest import ShardIndex
 from engine.inference.parts import Work
 from engine.inference.sources import ReadSettings, is_shards, open_files, open_shards
 from engine.inference.windows import find_pieces, windows
@@ -32,6 +33,7 @@ from engine.predict.run import main, predict
 from engine.predict.whisper import Transcriber
 from engine.tasks.fusion_task import FusionPredictor
 from engine.tasks.predictor import Predictor
+from engine.tasks.preparation import preparation_of
 from models.fusion.config import TextTowerConfig, TowerConfig, VisualTowerConfig
 
 CPU = ["--device", "cpu", "--num_workers", "0"]
@@ -240,6 +242,34 @@ def test_text_comes_from_a_list(spoken: Path, tmp_path: Path):
         ("a.mp4", 0.0, 0.5, "one two"),
     ]
     assert "gone.mp4,file_missing" in (tmp_path / "out.jsonl.rejects.csv").read_text()
+
+
+def test_a_row_with_text_is_judged_as_shards_have_it(tmp_path: Path):
+    """The same rows through ``datasets.prepare --partial true`` and from their files: the same words."""
+    write_video(tmp_path / "whole.mp4", seconds=0.6)
+    write_video(tmp_path / "mute.mp4", seconds=0.6, sound_seconds=0.0)
+    write_video(tmp_path / "still.mp4", seconds=0.6, level=0.0)
+    (tmp_path / "broken.mp4").write_bytes((tmp_path / "whole.mp4").read_bytes()[:400])
+    names = ("whole", "mute", "still", "broken", "gone")
+    rows = [f"{name}.mp4,a word" for name in names]
+    (tmp_path / "list.csv").write_text("\n".join(["path,text", *rows, "lost.mp4,"]) + "\n")
+    made = {"num_frames": 3, "shorter_side": 24, "jpeg_quality": 90}
+    prepare(
+        PrepareConfig(
+            source=str(tmp_path / "list.csv"), out=str(tmp_path / "shards"), min_seconds=0.1, shuffle=False,
+            media=MediaSettings(num_frames=3, shorter_side=24), partial=True, num_workers=1,
+        )
+    )  # fmt: skip
+    assert preparation_of(ShardIndex.load(tmp_path / "shards")).partial
+    predictor = small_predictor("audio", "visual", "text")
+    shards = fused(predictor, tmp_path / "shards", tmp_path / "shards.jsonl")
+    files = fused(predictor, tmp_path / "list.csv", tmp_path / "files.jsonl", partial=True, **made)
+    assert [row["emotion"] for row in files] == [row["emotion"] for row in shards]
+    assert [row["id"] for row in files] == [f"{name}.mp4" for name in names]
+    rejects = [line.split(",")[0] for line in (tmp_path / "files.jsonl.rejects.csv").read_text().splitlines()]
+    assert rejects[1:] == ["lost.mp4"]  # of which no text is known
+    alone = fused(predictor, tmp_path / "list.csv", tmp_path / "alone.jsonl", **made)
+    assert [row["id"] for row in alone] == ["whole.mp4", "mute.mp4", "still.mp4"]
 
 
 def test_whisper_writes_down_what_nobody_else_did(spoken: Path, tmp_path: Path, capsys):
