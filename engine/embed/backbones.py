@@ -89,6 +89,7 @@ class _Frames(Embedder):
         self.config: Any = model.config
         self.audio = False
         crop = settings.get("crop_size") or settings.get("size") or {}
+        crop = crop if isinstance(crop, dict) else {"height": crop}  # as transformers wrote it once
         self.image_size = crop.get("height") or crop.get("shortest_edge") or min(self.config.image_size, 224)
         for name in ("mean", "std"):
             values = torch.tensor(settings.get(f"image_{name}", _IMAGENET[f"image_{name}"]))

@@ -28,6 +28,7 @@ _EAGER = ("timesformer",)  # which transformers has no fused attention for
 _DEEPEST, _SPARE_VALUES = 256, 1 << 24
 #: Values of a model whose weights are in a checkpoint, not in its folder.
 _MOST_VALUES = 1 << 32
+_LARGEST_SIDE = 4096  # of pictures
 _OFF = {
     "hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout", "layerdrop", "mask_time_prob",
     "mask_feature_prob", "final_dropout", "hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate",
@@ -85,14 +86,21 @@ def open_folder(
             f"{folder} {what}; wanted is a folder of {' or '.join(kinds)}, as transformers writes it"
         )
     transformers = import_transformers(folder)
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    for name in _OFF:  # whether config.json names them or they are the library's defaults
-        if hasattr(config, name):  # some are checked for their type
-            setattr(config, name, 0 if isinstance(getattr(config, name), int) else 0.0)
-    _check_size(folder, config, weights)
+    preprocessor = _read_preprocessor(folder)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        for name in _OFF:  # whether config.json names them or they are the library's defaults
+            if hasattr(config, name):  # some are checked for their type
+                setattr(config, name, 0 if isinstance(getattr(config, name), int) else 0.0)
+        _check_size(folder, config, weights)
+    except Exception as error:  # of any kind: hardly anything of a config is checked where it is read
+        if isinstance(error, ValueError) and str(folder) in str(error):
+            raise
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{folder / 'config.json'} describes no model: {reason}") from error
     options["attn_implementation"] = "eager" if kind in _EAGER else "sdpa"
     if not weights:
-        return transformers.AutoModel.from_config(config, **options), read_settings(folder / _PREPROCESSOR)
+        return transformers.AutoModel.from_config(config, **options), preprocessor
     try:
         model, loading = transformers.AutoModel.from_pretrained(
             folder,
@@ -106,7 +114,27 @@ def open_folder(
         raise ValueError(f"{folder} holds no weights that can be read: {error}") from None
     if loading["missing_keys"]:
         raise ValueError(f"{folder} lacks weights of the model, such as {sorted(loading['missing_keys'])[0]}")
-    return model, read_settings(folder / _PREPROCESSOR)
+    return model, preprocessor
+
+
+def _read_preprocessor(folder: Path) -> dict[str, Any]:
+    """A folder's ``preprocessor_config.json``; a ``ValueError`` names what of it can't be used."""
+    path = folder / _PREPROCESSOR
+    settings = read_settings(path)
+    for name in ("image_mean", "image_std"):
+        values = settings.get(name, IMAGENET_MEAN)
+        if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_finite, values)):
+            raise ValueError(f"{path}: {name} must be three numbers")
+    for name in ("crop_size", "size"):
+        sides = settings.get(name) or {}
+        sides = list(sides.values()) if isinstance(sides, dict) else [sides]
+        if not all(isinstance(side, int) and 1 <= side <= _LARGEST_SIDE for side in sides):
+            raise ValueError(f"{path}: {name} must be sides of 1 to {_LARGEST_SIDE} pixels")
+    return settings
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) < 1e6
 
 
 def keep_folder(folder: Path, model: nn.Module, settings: Mapping[str, Any]) -> None:

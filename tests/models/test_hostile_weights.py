@@ -218,7 +218,16 @@ def test_a_folder_of_transformers_brings_no_code_and_no_absurd_size(tmp_path: Pa
     (tmp_path / "config.json").write_text(json.dumps(config | auto_map))
     assert open_folder(tmp_path, ("dinov2",))[1] == {}
     assert not marker.exists()
-    for changes in ({"num_hidden_layers": 100_000}, {"hidden_size": 24_000}, {"hidden_size": 1 << 40}):
+    absurd = [{"num_hidden_layers": 100_000}, {"hidden_size": 24_000}, {"hidden_size": 1 << 40}]
+    for changes in (*absurd, {"hidden_size": "x"}, {"patch_size": 0}):
         (tmp_path / "config.json").write_text(json.dumps(config | changes))
         with pytest.raises(ValueError, match=r"config.json"):
+            open_folder(tmp_path, ("dinov2",))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for changes in (
+        {"crop_size": {"height": 1_000_000}}, {"crop_size": "x"}, {"size": [-1]}, {"size": {"shortest_edge": 0.5}},
+        {"image_mean": ["x", 0, 0]}, {"image_std": [0.5]}, {"image_std": [1e300] * 3},
+    ):  # fmt: skip
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(changes))
+        with pytest.raises(ValueError, match=r"preprocessor_config.json"):
             open_folder(tmp_path, ("dinov2",))
