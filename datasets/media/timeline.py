@@ -6,6 +6,7 @@ import av
 
 JUMP_SECONDS = 10.0  # FFmpeg's -dts_delta_threshold: where all streams step further forward it is no pause
 BACK_SECONDS = 0.1  # FFmpeg's, for steps backward
+LATE_SECONDS = 1.0  # how far on a stream's next packet may be that still belongs to what came before a join
 RESTARTING_FORMATS = frozenset({"mpeg", "mpegts"})
 
 
@@ -24,6 +25,7 @@ class Timeline:
         self.restarts = restarts
         self.joins: list[float] = []
         self._shift = 0.0
+        self._shifts: dict[int, float] = {}  # stream -> that of its last packet
         self._next: dict[int, float] = {}  # stream -> when its next packet is due, on the one line
 
     def place(self, packet: av.Packet) -> None:
@@ -32,14 +34,20 @@ class Timeline:
         if not self.restarts or stamp is None or packet.time_base is None:
             return
         tick = float(packet.time_base)
-        at = stamp * tick + self._shift
-        due = self._next.get(packet.stream.index)
+        index = packet.stream.index
+        shift, due = self._shift, self._next.get(index)
+        if due is not None and -BACK_SECONDS <= stamp * tick + self._shifts[index] - due <= LATE_SECONDS:
+            shift = self._shifts[
+                index
+            ]  # where another stream restarted first, this one's last packets come late
+        at = stamp * tick + shift
         if due is not None and (at < due - BACK_SECONDS or at > max(self._next.values()) + JUMP_SECONDS):
-            self._shift += due - at
+            shift = self._shift = due - stamp * tick
             at = due
             self.joins.append(due)
-        self._next[packet.stream.index] = at + (packet.duration or 0) * tick
-        if self._shift:
-            ticks = round(self._shift / tick)
+        self._shifts[index] = shift
+        self._next[index] = at + (packet.duration or 0) * tick
+        if shift:
+            ticks = round(shift / tick)
             packet.dts = None if packet.dts is None else packet.dts + ticks
             packet.pts = None if packet.pts is None else packet.pts + ticks

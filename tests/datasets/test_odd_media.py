@@ -313,6 +313,27 @@ def test_two_transport_streams_joined_are_one_also_where_the_rate_changes(tmp_pa
         np.testing.assert_allclose(np.divide(numbers, FPS), np.add(clip.frame_times, start), atol=0.2)
 
 
+@pytest.mark.parametrize(
+    ("suffix", "video", "audio"), [("ts", "libx264", "aac"), ("vob", "mpeg2video", "ac3")]
+)
+def test_the_last_packets_before_a_join_may_come_after_it(
+    tmp_path: Path, suffix: str, video: str, audio: str
+):
+    """The demuxer gives a stream's last packet when its next one begins: after another stream has restarted."""
+    parts = [
+        write_media(tmp_path / f"{first}.{suffix}", 4, video=video, audio=audio, first=first, layout="stereo")
+        for first in (0, 4)
+    ]
+    path = tmp_path / f"joined.{suffix}"
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    assert media_length(path) == pytest.approx(8, abs=0.2)
+    for start in (0, 4):
+        clip = read_media(path, start, start + 4)
+        assert seconds_heard(clip.waveform) == list(range(start, start + 4))
+        numbers = [number_of(frame) for frame in clip.frames]
+        np.testing.assert_allclose(np.divide(numbers, FPS), np.add(clip.frame_times, start), atol=0.2)
+
+
 def sound_file(path: Path, format: str, codec: str, **options: str) -> bytes:
     """Six seconds, of which the first is soft: a guess from the first frames' bit rate is far off."""
     samples = np.concatenate([0.001 * tones(1), tones(6)[RATE:]])
