@@ -1,12 +1,13 @@
 """Times a full training step (front end, forward, losses, backward, clipping, Adam): samples/s and utilisation.
 
+    python benchmarks/step.py --objective tg_dp --model cav_mae_sync_tiny
     python benchmarks/step.py --model cav_mae_base --batch_size 8 --precision bf16
     torchrun --nproc_per_node 8 benchmarks/step.py --batch_size 64 --precision bf16 --compile
 
 Utilisation is against a large matrix product of the same precision timed between the steps of the same run, so that it
 holds on a machine whose speed drifts. FLOPs are the model's, as the literature counts them (`models.flops`): linear
-layers, three times forward, removed tokens not counted in the encoder, attention products not counted. Prints a table
-and one JSON line.
+layers, three times forward, removed tokens not counted in the encoder, attention products not counted. An objective
+with a teacher of its own kind of model gets one of random weights. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -17,14 +18,19 @@ import platform
 import resource
 import statistics
 import sys
+import tempfile
 import time
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
 from datasets.batch import AVBatch
+from datasets.loading.config import ClipNeeds
+from engine.objectives.base import PretrainingObjective
 from engine.objectives.registry import build_objective, list_objectives, objective_kind
 from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
 from engine.parallel.world import World, distributed
@@ -32,6 +38,9 @@ from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gra
 from engine.training.peak_flops import measured_peak_flops
 from home_paths import command_line
 from models import FbankConfig, ModelConfig, build_model, create_config, list_models
+from models.weights.description import Description, save_described
+
+_STORED = 16  # frames a clip, enough for every objective
 
 
 def main() -> None:
@@ -47,30 +56,37 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after three that are not")
     options = parser.parse_args(command_line())
-    with distributed() as world:
-        result = measure(world, options)
+    with distributed() as world, tempfile.TemporaryDirectory() as folder:
+        result = measure(world, options, Path(folder))
     if world.is_main:
         print("\n".join(f"{name:32}{value}" for name, value in result.items()))
         print(json.dumps(result))
 
 
-def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
+def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any, PretrainingObjective[Any]]:
+    """The DeepSpeed engine and the objective in it; a teacher goes into ``folder``."""
     kind = objective_kind(options.objective)
-    config = create_config(
-        options.model or kind.default_model, activation_checkpointing=options.checkpointing
-    )
+    checkpointing = {"activation_checkpointing": True} if options.checkpointing else {}
+    config = create_config(options.model or kind.default_model, **checkpointing)
     torch.manual_seed(0)
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
-    objective = build_objective(build_model(config), fbank, kind.config()).to(world.device)
+    has_teacher = "teacher" in {field.name for field in fields(kind.config)}
+    given = {"teacher": random_teacher(folder, config, fbank)} if has_teacher else {}
+    objective = build_objective(build_model(config), fbank, kind.config(**given)).to(world.device)
     if options.compile:
         objective.model.compile()
-    flops = objective.workload(options.precision == "bf16").flops
     parallel = ParallelConfig(
         options.batch_size * world.size, zero_stage=options.zero_stage, precision=options.precision
     )
     optimizer = build_optimizer(OptimizerConfig(clip_grad=1.0), objective.model, objective.no_weight_decay())
-    engine = build_engine(objective, optimizer, parallel, world)
-    batches = [make_batch(options.batch_size, config, world, number) for number in range(4)]
+    return build_engine(objective, optimizer, parallel, world), objective
+
+
+def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str, object]:
+    """What the table says; arguments as of `build`."""
+    engine, objective = build(world, options, folder)
+    flops = objective.workload(options.precision == "bf16").flops
+    batches = [make_batch(options.batch_size, objective.needs(), world, number) for number in range(4)]
     seconds, peaks = [], []
     for number in range(options.steps + 3):
         peaks.append(measured_peak_flops(world.device, options.precision == "bf16", repeats=3))
@@ -79,7 +95,7 @@ def measure(world: World, options: argparse.Namespace) -> dict[str, object]:
     ratios = [options.batch_size * flops / s / p for s, p in zip(seconds, peaks, strict=True)]
     return {
         "objective": options.objective,
-        "model": config.name,
+        "model": options.model or objective_kind(options.objective).default_model,
         "batch": options.batch_size,
         "processes": world.size,
         "precision": options.precision,
@@ -111,18 +127,28 @@ def timed_step(engine, zero_stage: int, batch: AVBatch, world: World) -> float:
     return time.perf_counter() - start
 
 
-def make_batch(size: int, config: ModelConfig, world: World, number: int) -> AVBatch:
-    """Ten seconds of noise and a noisy frame for each clip; other clips on every rank and in every batch."""
+def random_teacher(folder: Path, config: ModelConfig, fbank: FbankConfig) -> str:
+    """A model of random weights in a file, as another run would have left it."""
+    path = folder / "teacher.safetensors"
+    save_described(path, build_model(config).state_dict(), Description(config, fbank))
+    return str(path)
+
+
+def make_batch(size: int, needs: ClipNeeds, world: World, number: int) -> AVBatch:
+    """Noise and the noisy frames that are chosen of sixteen; other clips on every rank and in every batch."""
     generator = torch.Generator().manual_seed(number * world.size + world.rank)
-    rows = torch.arange(size)
-    pictures = (size, config.num_frames, 3, config.image_size, config.image_size)
+    chosen = needs.train_frames(_STORED, 0) if needs.train_frames else []
+    pictures = (size, len(chosen), 3, needs.image_size, needs.image_size)
+    sounds = (size, needs.num_samples)
     batch = AVBatch(
         ids=[str(row) for row in range(size)],
-        rows=rows,
+        rows=torch.arange(size),
         seeds=torch.randint(2**62, (size,), generator=generator),
-        waveform=torch.randint(-9000, 9000, (size, 160000), generator=generator, dtype=torch.int16),
-        num_samples=torch.full((size,), 160000),
+        waveform=torch.randint(-9000, 9000, sounds, generator=generator, dtype=torch.int16),
+        num_samples=torch.full((size,), needs.num_samples),
         frames=torch.randint(0, 256, pictures, generator=generator, dtype=torch.uint8),
+        frame_index=torch.tensor([chosen] * size),
+        num_stored=torch.full((size,), _STORED),
     )
     return batch.to(world.device)
 

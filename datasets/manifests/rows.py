@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from atomic import write_atomically
-from datasets.prepare.text_files import check_encoding
+from datasets.prepare.text_files import check_encoding, numbered_cells
 
 MISSING = "missing"
 EMPTY_FILE = "empty_file"
@@ -152,19 +152,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """
     check_encoding(path, ManifestError)
     text = io.StringIO(clean_text(path.read_bytes()), newline="")
-    reader = csv.reader(text, skipinitialspace=True, strict=True)
-    while True:
-        line = reader.line_num + 1
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            raise ManifestError(
-                f"{path}:{line}: this row can't be read ({error}); is there a quote in it that is not closed?"
-            ) from error
-        if cells is None:
-            return
-        if cells:
-            yield line, cells
+    return (row for row in numbered_cells(text, path, ManifestError) if row[1])
 
 
 def is_number(cell: str) -> bool:

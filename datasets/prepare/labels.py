@@ -12,7 +12,6 @@ Three forms are recognised from their first row, so that nobody has to name one:
 
 from __future__ import annotations
 
-import csv
 import itertools
 import os
 import re
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.prepare.text_files import check_encoding
+from datasets.prepare.text_files import check_encoding, numbered_cells
 from datasets.shards.manifest import task_label
 from home_paths import expand_home
 
@@ -145,18 +144,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
     """
     check_encoding(path, LabelFileError)
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        reader = csv.reader(file, skipinitialspace=True, strict=True)
         at_head, text = True, None  # the column whose cells may have several lines
-        while True:
-            line = reader.line_num + 1
-            try:
-                cells = next(reader, None)
-            except csv.Error as error:
-                raise LabelFileError(
-                    f"{path}:{line}: this row can't be read ({error}); is there a quote in it that is not closed?"
-                ) from error
-            if cells is None:
-                return
+        for line, cells in numbered_cells(file, path, LabelFileError):
             at_head = at_head and (not cells or cells[0].startswith("#"))
             if cells and not at_head:
                 if text is None:

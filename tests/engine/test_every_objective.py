@@ -101,6 +101,12 @@ def test_resume_is_exact_also_in_another_world(tmp_path: Path) -> None:
             assert torch.equal(value, second[i]["beside_model"][name]), (kind, name)
 
 
+def test_the_benchmark_of_a_step_knows_every_objective(tmp_path: Path) -> None:
+    (seconds,) = run_ranks("support.objectives:benchmarked_steps", 1, kinds=KINDS, folder=str(tmp_path))
+    assert len(seconds) == len(KINDS)
+    assert min(seconds) > 0
+
+
 def losses(run: Path) -> list[float]:
     records = read_metrics(run)
     assert [record["step"] for record in records] == list(range(1, STEPS + 1))

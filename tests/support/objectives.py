@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
+from argparse import Namespace
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import torch
 from support.training import make_trainer
 
+from benchmarks.step import build, make_batch, timed_step
 from datasets.batch import AVBatch
 from engine.objectives.base import PretrainingObjective
 from engine.objectives.dense_terms import TermWeights
@@ -136,6 +138,20 @@ def gradients(kinds: list[str]) -> list[dict]:
             grads = {name: grad.clone() for name, grad in named.items() if grad is not None}
             results.append({"loss": world.sum(values["loss"].detach()) / world.size, "grads": grads})
     return results
+
+
+def benchmarked_steps(kinds: list[str], folder: str) -> list[float]:
+    """Seconds of one step of the benchmark for each objective with its tiny preset, in one process group."""
+    found = []
+    with distributed() as world:
+        for kind in kinds:
+            options = Namespace(
+                objective=kind, model=TINY[kind]["model"]["name"], batch_size=2, precision="fp32", zero_stage=0,
+                compile=False, checkpointing=False,
+            )  # fmt: skip
+            engine, objective = build(world, options, Path(folder))
+            found.append(timed_step(engine, 0, make_batch(2, objective.needs(), world, 0), world))
+    return found
 
 
 def fits(runs: list[dict]) -> list[dict]:
