@@ -39,13 +39,14 @@ setup(
     ],
     extras_require={
         "backbones": ["transformers>=5"],
+        "lora": ["peft>=0.18"],
         "embed": ["pyarrow"],
         "wandb": ["wandb"],
         "report": ["plotly>=6", "jinja2"],
         "export": ["onnx", "onnxruntime", "onnxscript"],
         "dev": [
             *("pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright"),
-            *("transformers>=5", "pyarrow", "onnx", "onnxruntime", "onnxscript"),
+            *("transformers>=5", "peft>=0.18", "pyarrow", "onnx", "onnxruntime", "onnxscript"),
             *("plotly>=6", "jinja2", "wandb", "nbclient", "ipykernel"),
         ],
     },

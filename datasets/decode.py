@@ -182,17 +182,16 @@ def decode_text(data: bytes | bytearray | memoryview) -> str:
         raise DecodeError(f"text is no UTF-8: {error.reason} at byte {error.start}") from error
 
 
-def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
-    """Decodes a picture (jpg, png), turns it upright by its EXIF orientation, and brings it to a square.
+def decode_picture(data: bytearray | memoryview) -> Tensor:
+    """Decodes a picture (jpg, png) and turns it upright by its EXIF orientation.
 
     PNGs of 16 bits a channel are rounded to 8, palettes and grey values become RGB, transparency is left out.
 
     Args:
         data: The file, in writable memory (torch borrows it).
-        image_size: Side of the result in pixels.
 
     Returns:
-        (3, image_size, image_size) uint8 RGB.
+        (3, H, W) uint8 RGB.
 
     Raises:
         DecodeError: It can't be decoded.
@@ -209,26 +208,35 @@ def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
         picture = cast(Tensor, decoder(stored, mode=ImageReadMode.RGB, apply_exif_orientation=True))
         if picture.dtype == torch.uint16:
             picture = picture.to(torch.int32).add_(128).div_(257, rounding_mode="floor").to(torch.uint8)
+        return picture
+
+
+def decode_frame(data: bytearray | memoryview, image_size: int) -> Tensor:
+    """`decode_picture`, brought to a square: (3, image_size, image_size) uint8 RGB; see there and `resize_and_crop`."""
+    picture = decode_picture(data)
+    with _decoding("picture"):
         return resize_and_crop(picture, image_size)
 
 
-def resize_and_crop(picture: Tensor, image_size: int) -> Tensor:
+def resize_and_crop(picture: Tensor, image_size: int, *, nearest: bool = False) -> Tensor:
     """Shorter side to ``image_size`` (bicubic, antialiased), then the centre square.
 
     Equal to torchvision's ``Resize`` and ``CenterCrop`` on a PIL image within one or two grey levels.
 
     Args:
-        picture: (3, H, W) uint8.
+        picture: (C, H, W) uint8; of pictures, 3 channels.
         image_size: Side of the result in pixels.
+        nearest: Take the nearest pixel, as labels need it.
 
     Returns:
-        (3, image_size, image_size) uint8.
+        (C, image_size, image_size) uint8.
     """
     height, width = picture.shape[-2:]
     if min(height, width) != image_size:
         shorter = min(height, width)
         height, width = (image_size * side // shorter for side in (height, width))
-        picture = F.interpolate(picture[None], (height, width), mode="bicubic", antialias=True)[0]
+        mode = "nearest-exact" if nearest else "bicubic"
+        picture = F.interpolate(picture[None], (height, width), mode=mode, antialias=not nearest)[0]
     top, left = round((height - image_size) / 2), round((width - image_size) / 2)
     return picture[:, top : top + image_size, left : left + image_size].contiguous()
 

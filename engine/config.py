@@ -132,10 +132,13 @@ class PretrainConfig(RunConfig):
 
     Attributes:
         objective: The losses; ``kind`` decides which further keys there are.
+        picture_interval: Steps between pictures of the first held-out clips, besides those of every evaluation; 0 for
+            none.
     """
 
     output_dir: str = "runs/pretrain"
     objective: ObjectiveConfig = field(default_factory=lambda: objective_kind(_DEFAULT_KIND).config())
+    picture_interval: int = 0
 
     @classmethod
     def narrowed(cls, chosen: Mapping[str, str]) -> type[RunConfig]:
@@ -145,6 +148,12 @@ class PretrainConfig(RunConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.picture_interval < 0:
+            raise ValueError(f"picture_interval is {self.picture_interval}: it must be 0 or more")
+        if self.picture_interval and not self.data.val:
+            raise ValueError(
+                f"picture_interval is {self.picture_interval}, and there are no held-out clips to show: give data.val"
+            )
         objective_kind(self.objective.kind).check_model(self.model)
         self.objective.check(self.model)
 

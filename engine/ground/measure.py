@@ -1,15 +1,17 @@
-"""How well a model finds what sounds in a generated world: ``python -m engine.ground.measure RUN WORLD``.
+"""How well a model finds what sounds, in a world or in images with masks: ``python -m engine.ground.measure RUN DATA``.
 
-Each clip of a split is heard as a whole beside its middle frame, and the heat measured against the masks of what sounds
-and of what is silent (`engine.evaluation.grounding.grounding_scores`), for the model and for the same model untrained.
+Each clip of a world's split is heard as a whole beside its middle frame, and the heat measured against the masks of
+what sounds and of what is silent (`engine.evaluation.grounding.grounding_scores`), for the model and for the same
+model untrained. `engine.ground.prompted` says how folders of images are laid out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +26,7 @@ from datasets.synthetic.masks import object_masks, read_world
 from datasets.synthetic.scene import SPLITS, clip_path, make_scene
 from engine.evaluation.grounding import grounding_scores, time_alignment, to_pixels
 from engine.ground.grounder import Grounder
+from engine.ground.prompted import PROMPTS, TABLE, measure_prompted, read_prompted
 from home_paths import command_line
 from models import build_model
 from terminal import show_control_characters
@@ -110,8 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         prog="python -m engine.ground.measure", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("model", help="a run with objective.kind dense, or a checkpoint of one")
-    parser.add_argument("world", type=Path, help="a generated world (python -m datasets.synthetic)")
-    parser.add_argument("--split", choices=SPLITS, default="test")
+    parser.add_argument(
+        "data",
+        type=Path,
+        help=f"a generated world (python -m datasets.synthetic), or a folder with a {TABLE} (docs/dense.md)",
+    )
+    parser.add_argument("--split", choices=SPLITS, default="test", help="of a world (default: test)")
+    parser.add_argument(
+        "--prompt", choices=PROMPTS, default="sound", help="what asks for a mask (default: sound)"
+    )
     parser.add_argument("--limit", type=int, help="only the first N clips")
     parser.add_argument("--json", type=Path, help="also write the scores here")
     options = parser.parse_args(command_line(arguments))
@@ -119,17 +129,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if options.json:
             check_writable(options.json.parent)
         grounder = Grounder.open(options.model)
-        clips = read_clips(options.world, options.split, grounder.image_size, options.limit)
+        score, what = _read(options, grounder.image_size)
     except ValueError as error:
         parser.exit(1, f"{parser.prog}: error: {error}\n")
     torch.manual_seed(0)
     untrained = Grounder(build_model(grounder.model.config), grounder.audio_front_end.config)  # type: ignore[arg-type]
-    found = {"trained": measure(grounder, clips), "untrained": measure(untrained, clips)}
-    print(f"{len(clips.frames)} clips of {options.split}\n{'':24}{'trained':>10}{'untrained':>10}")
+    found = {"trained": score(grounder), "untrained": score(untrained)}
+    print(f"{what}\n{'':24}{'trained':>10}{'untrained':>10}")
     for name, value in found["trained"].items():
         print(f"{name:24}{value:10.3f}{found['untrained'][name]:10.3f}")
     if options.json:
         write_atomically(options.json, json.dumps(found, indent=1) + "\n")
+
+
+def _read(options: argparse.Namespace, image_size: int) -> tuple[Callable[[Grounder], dict[str, float]], str]:
+    """What measures a model on the data that a command line names, and how much there is of it."""
+    if (options.data / TABLE).is_file():
+        images = read_prompted(options.data, options.prompt, image_size, options.limit)
+        return partial(measure_prompted, images=images), f"{len(images.frames)} pairs, by {options.prompt}"
+    clips = read_clips(options.data, options.split, image_size, options.limit)
+    return partial(measure, clips=clips), f"{len(clips.frames)} clips of {options.split}"
 
 
 if __name__ == "__main__":

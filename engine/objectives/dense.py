@@ -34,6 +34,7 @@ from models.dense.regularizers import NegativeSimilarity
 from models.dense.similarity import Reduction, reduce_pairs, similarities
 from models.dense.workload import workload
 from models.towers import Sound
+from models.towers.sources import check_sound
 
 _CONTRASTS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "nce": contrast.nce,
@@ -113,10 +114,14 @@ class Dense(PretrainingObjective[DenseModel]):
         model: The towers and heads.
         fbank: The spectrogram's settings.
         config: The losses' settings.
+
+    Raises:
+        ValueError: A trained tower for sound is made for other spectrograms, or another sample rate.
     """
 
     def __init__(self, model: DenseModel, fbank: FbankConfig, config: DenseConfig) -> None:
         super().__init__(model, fbank, config)
+        check_sound(model.encoder.audio_tower, fbank)
         self.config = config
         self._frozen_audio = self._frozen_visual = False
 

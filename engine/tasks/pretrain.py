@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
+from datasets.batch import AVBatch
 from engine.checkpoints.folder import find_checkpoints
 from engine.config import PretrainConfig, save_config
 from engine.evaluation.features import Features, embed_set
@@ -17,6 +20,7 @@ from engine.objectives.registry import build_objective
 from engine.parallel.world import World
 from engine.records.runlog import RunLog, logger
 from engine.tasks.clips import fingerprint, held_out_clips, training_clips
+from engine.training.hooks import Hook
 from engine.training.peak_flops import measured_peak_flops
 from engine.training.trainer import Trainer, TrainingData
 from models import build_model, parameter_count
@@ -47,13 +51,18 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     objective.keep_in(run, bool(find_checkpoints(run)), world.is_main)
     loader = partial(training_clips, config, world, objective.needs())
     num_clips = len(loader(0, ()).plan.order)
+    held_out = HeldOutClips(config, objective, world) if config.data.val else None
+    hooks: list[Hook] = []
+    if held_out is not None and config.picture_interval:
+        hooks.append(HeldOutPictures(held_out, objective, config.picture_interval, lambda: trainer.log))
     trainer = Trainer(
         objective,
         config,
         TrainingData(num_clips, loader, config.data.max_bad_fraction, fingerprint(config.data)),
         world,
         config_yaml,
-        evaluate=HeldOutClips(config, objective, world) if config.data.val else None,
+        evaluate=held_out,
+        hooks=hooks,
         peak_flops=measured_peak_flops(world.device, parallel.uses_bf16(world.device)),
     )
     # Not before the run is known to be this one's: another's config stays as it is.
@@ -95,12 +104,13 @@ class HeldOutClips:
         assert config.data.val is not None
         self._loader = held_out_clips(config, world, objective.needs(), config.data.val, _HELD_OUT_BATCH)
         self._bf16 = config.train.parallel.uses_bf16(world.device)
+        self._pictured: int | None = None
 
     @torch.no_grad()
     def __call__(self, objective: PretrainingObjective[Any], step: int, log: RunLog) -> dict[str, float]:
         """What the objective measures, linear probes where there are labels; pictures of the first clips."""
         if self._world.is_main:
-            self._picture(objective, step, log)
+            self.picture(objective, step, log)
         budget = self._config.data.max_bad_fraction
         features = embed_set(objective.embed, self._loader, self._world, budget, self._bf16)
         values = None if features is None else self._measure(objective, features)
@@ -108,15 +118,21 @@ class HeldOutClips:
         assert isinstance(values, dict)
         return values
 
-    def _picture(self, objective: PretrainingObjective[Any], step: int, log: RunLog) -> None:
-        batch = next((batch for batch in self._loader if len(batch)), None)
-        if batch is None:
+    @torch.no_grad()
+    def picture(self, objective: PretrainingObjective[Any], step: int, log: RunLog) -> None:
+        """Draws the first clips, once for a step; the main rank calls it, of an objective in evaluation mode."""
+        if self._first is None or step == self._pictured:
             return
-        first = batch.first(_PICTURED).to(self._world.device)
         with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._bf16):
-            pictures = objective.pictures(first)
+            pictures = objective.pictures(self._first.to(self._world.device))
         for name, picture in pictures.items():
             log.image(name, picture, step)
+        self._pictured = step
+
+    @cached_property
+    def _first(self) -> AVBatch | None:
+        batch = next((batch for batch in self._loader if len(batch)), None)
+        return None if batch is None else batch.first(_PICTURED)
 
     @staticmethod
     def _measure(objective: PretrainingObjective[Any], features: Features) -> dict[str, float]:
@@ -127,3 +143,39 @@ class HeldOutClips:
                 found = cross_validated_probe(rows[chosen], features.labels[chosen], ProbeConfig())
                 values |= {f"linear_{stream}_{name}": value for name, value in found.items()}
         return {f"val/{name}": value for name, value in values.items()}
+
+
+class HeldOutPictures:
+    """Pictures of held-out clips between evaluations; see `engine.training.hooks.Hook`.
+
+    Args:
+        clips: What draws them.
+        objective: What is trained.
+        interval: Steps between pictures.
+        log: Where they go: the trainer's, which is there when it trains.
+    """
+
+    def __init__(
+        self,
+        clips: HeldOutClips,
+        objective: PretrainingObjective[Any],
+        interval: int,
+        log: Callable[[], RunLog],
+    ) -> None:
+        self._clips, self._objective, self._interval, self._log = clips, objective, interval, log
+
+    def check(self, step: int, total_steps: int) -> None:
+        """See `Hook.check`: there is nothing that could be wrong."""
+
+    def discard_after(self, step: int) -> None:
+        """See `Hook.discard_after`: a picture of a step that comes again is written again."""
+
+    def due(self, step: int) -> bool:
+        """See `Hook.due`."""
+        return step % self._interval == 0
+
+    def update(self, model: nn.Module, step: int) -> None:
+        """See `Hook.update`."""
+        self._objective.eval()
+        self._clips.picture(self._objective, step, self._log())
+        self._objective.train()

@@ -8,6 +8,7 @@ from typing import Literal
 from models.config import ModelConfig, unknown_name
 from models.dense.similarity import SimilarityConfig
 from models.towers.conv import STRIDE
+from models.towers.lora import LoraConfig
 
 PURPOSES = {
     "dense_tiny": "for a laptop: small convolutional towers, randomly initialised",
@@ -21,15 +22,18 @@ class TowerConfig:
     """A tower of one modality.
 
     Attributes:
-        source: A folder: HuBERT or Wav2Vec2 for sound, DINOv2 for pictures, as transformers writes them; or an Earsight
-            run or export. None for a small convolutional tower, randomly initialised.
-        frozen: Whether a tower from a folder stays as it is.
+        source: A folder: HuBERT or Wav2Vec2 for sound, DINOv2 for pictures, as transformers writes them; or the
+            encoder of an Earsight run, checkpoint or export. None for a small convolutional tower, randomly
+            initialised.
+        frozen: Whether a tower from a source stays as it is.
+        lora: Low-rank updates that are trained in place of a source's weights.
         width: D of a small tower.
         depth: Layers of a small tower behind those that halve its input.
     """
 
     source: str | None = None
     frozen: bool = False
+    lora: LoraConfig = field(default_factory=LoraConfig)
     width: int = 128
     depth: int = 2
 
@@ -41,6 +45,11 @@ class TowerConfig:
         if self.frozen and self.source is None:
             raise ValueError(
                 "a tower is frozen and has no source: it would stay random; give its source, or train it"
+            )
+        if self.lora.rank and (self.frozen or self.source is None):
+            raise ValueError(
+                "lora updates the weights of a tower's source, and leaves these as they are: give the source, and "
+                "leave frozen out"
             )
 
 

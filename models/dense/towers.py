@@ -1,4 +1,4 @@
-"""The towers of a config: small ones, or those in a folder."""
+"""The towers of a config: small ones, or those of a source."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from pathlib import Path
 from models.dense.config import DenseModelConfig
 from models.towers import AudioTower, VisualTower
 from models.towers.conv import ConvAudioTower, ConvVisualTower
-from models.towers.folders import PictureTower, WaveTower
+from models.towers.earsight import EncoderVisualTower
+from models.towers.folders import PICTURE, PictureTower
+from models.towers.lora import add_lora
+from models.towers.sources import checked_folder, model_type, open_audio_tower
 
 
 def build_audio_tower(config: DenseModelConfig) -> AudioTower:
@@ -20,21 +23,38 @@ def build_audio_tower(config: DenseModelConfig) -> AudioTower:
     if setting.source is None:
         _check_small(config, "audio")
         return ConvAudioTower(setting.width, setting.depth, config.num_mel_bins)
-    return WaveTower.open(Path(setting.source))
+    tower = open_audio_tower(Path(setting.source))
+    add_lora(tower, setting.lora, "model.audio.lora")
+    return tower
 
 
 def build_visual_tower(config: DenseModelConfig) -> VisualTower:
     """The tower for pictures.
 
     Raises:
-        ValueError: The source holds none, or its patches don't fit the pictures.
+        ValueError: The source holds none, or none for single pictures of this size.
     """
     setting = config.visual
     if setting.source is None:
         _check_small(config, "visual")
         return ConvVisualTower(setting.width, setting.depth)
-    tower = PictureTower.open(Path(setting.source))
+    source = Path(setting.source)
+    if model_type(source) is not None:
+        tower: VisualTower = PictureTower.open(checked_folder(source, PICTURE, "visual"))
+    else:
+        tower = _encoder(source)
     tower.check_size(config.image_size)
+    add_lora(tower, setting.lora, "model.visual.lora")
+    return tower
+
+
+def _encoder(source: Path) -> EncoderVisualTower:
+    """Our own encoder, if it takes single pictures."""
+    tower: EncoderVisualTower = EncoderVisualTower.open(source)
+    if tower.num_frames != 1:
+        raise ValueError(
+            f"model.visual.source {source} takes {tower.num_frames} frames together; heat is that of single pictures"
+        )
     return tower
 
 
@@ -42,5 +62,5 @@ def _check_small(config: DenseModelConfig, modality: str) -> None:
     """Raises ``ValueError`` where small towers are not what the preset is about."""
     if config.name != "dense_tiny":
         raise ValueError(
-            f"model.name {config.name} needs model.{modality}.source, a folder; small random towers are dense_tiny's"
+            f"model.name {config.name} needs model.{modality}.source; small random towers are dense_tiny's"
         )

@@ -14,7 +14,8 @@ from models.towers import AudioTower, TextTower, Tower, VisualTower
 from models.towers.conv import STRIDE, ConvAudioTower, ConvVisualTower
 from models.towers.earsight import EncoderAudioTower, EncoderVisualTower
 from models.towers.film import FILM, FilmTower, R3dTower
-from models.towers.folders import PICTURE, SOUND, PictureTower, WaveTower, read_settings
+from models.towers.folders import PICTURE, PictureTower, WaveTower, read_settings
+from models.towers.sources import check_sound, checked_folder, model_type, open_audio_tower
 from models.towers.text import TEXT, ByteTower, FolderTextTower
 
 #: In a kept folder: which class of tower it is of.
@@ -42,7 +43,7 @@ def build_towers(
         towers[name] = _BUILD[name](config, folder if folder is not None and folder.is_dir() else None)
         if config.tower(name).frozen:
             towers[name].requires_grad_(False)
-    _check_sound(towers.get("audio"), config, fbank)
+    check_sound(towers.get("audio"), fbank)
     visual = towers.get("visual")
     if isinstance(visual, VisualTower):
         visual.check_size(config.image_size)
@@ -85,10 +86,7 @@ def _audio(config: FusionModelConfig, kept: Path | None) -> AudioTower:
             if _is(kept, EncoderAudioTower)
             else WaveTower.open(kept, weights=False)
         )
-    source = Path(setting.source)
-    if _model_type(source) is not None:
-        return WaveTower.open(_of(source, SOUND, "audio"))
-    return EncoderAudioTower.open(source)
+    return open_audio_tower(Path(setting.source))
 
 
 def _visual(config: FusionModelConfig, kept: Path | None) -> VisualTower:
@@ -100,9 +98,9 @@ def _visual(config: FusionModelConfig, kept: Path | None) -> VisualTower:
     if kept is not None and _is(kept, EncoderVisualTower):
         return EncoderVisualTower.kept(kept)
     source = kept or Path(setting.source)
-    kind = _model_type(source)
+    kind = model_type(source)
     if kind is not None:
-        _of(source, PICTURE + FILM, "visual")
+        checked_folder(source, PICTURE + FILM, "visual")
         return (FilmTower if kind in FILM else PictureTower).open(source, weights=kept is None)
     if R3dTower.recognises(source):
         return R3dTower.open(source)
@@ -113,7 +111,7 @@ def _text(config: FusionModelConfig, kept: Path | None) -> TextTower:
     setting = config.text
     if setting.source is None:
         return ByteTower(setting.width, setting.depth, setting.max_length)
-    source = kept or _of(Path(setting.source), TEXT, "text")
+    source = kept or checked_folder(Path(setting.source), TEXT, "text")
     return FolderTextTower.open(source, setting.max_length, weights=kept is None)
 
 
@@ -124,41 +122,5 @@ _BUILD: dict[str, Callable[[FusionModelConfig, Path | None], Tower[Any]]] = {
 }
 
 
-def _model_type(source: Path) -> str | None:
-    """What a folder of transformers says it holds; None for anything else."""
-    return read_settings(source / "config.json").get("model_type")
-
-
-def _of(source: Path, kinds: tuple[str, ...], modality: str) -> Path:
-    if not source.exists():
-        raise ValueError(f"model.{modality}.source {source} does not exist; nothing is downloaded")
-    kind = _model_type(source)
-    if kind not in kinds:
-        what = f"holds a {kind} model" if kind else "is no folder that transformers wrote"
-        raise ValueError(f"model.{modality}.source {source} {what}; wanted is {' or '.join(kinds)}")
-    return source
-
-
 def _is(kept: Path, kind: type) -> bool:
     return read_settings(kept / _KIND).get("tower") == kind.__name__
-
-
-def _check_sound(tower: Tower[Any] | None, config: FusionModelConfig, fbank: FbankConfig) -> None:
-    """Raises ``ValueError``, naming the settings, where a tower was trained on other sound than it will be given."""
-    if isinstance(tower, WaveTower) and tower.sample_rate != fbank.sample_rate:
-        raise ValueError(
-            f"model.audio.source hears {tower.sample_rate} Hz, sound is read at {fbank.sample_rate} Hz: take a model "
-            "for that rate"
-        )
-    if isinstance(tower, EncoderAudioTower):
-        theirs = tower.fbank
-        names = {"target_length": "model.audio_length", "num_mel_bins": "model.num_mel_bins"}
-        different = [
-            f"{names.get(key, f'fbank.{key}')}={value}"
-            for key, value in vars(theirs).items()
-            if value != getattr(fbank, key)
-        ]
-        if different:
-            raise ValueError(
-                f"model.audio.source was trained on other spectrograms; give {' '.join(different)} for the same"
-            )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from atomic import write_atomically
@@ -114,5 +115,12 @@ class EncoderVisualTower(_EncoderTower, VisualTower):
             )
 
     def forward(self, inputs: Tensor) -> Tokens:
-        """(B, N, 3, H, W) -> tokens of the encoder's grid."""
-        return self.encoder.frame_tokens(inputs)
+        """(B, N, 3, H, W), N a multiple of `num_frames`, which pass together -> tokens of the grid (N', H', W')."""
+        clips = len(inputs)
+        found = self.encoder.frame_tokens(rearrange(inputs, "b (m n) ... -> (b m) n ...", n=self.num_frames))
+        values, mask = (
+            rearrange(x, "(b m) l ... -> b (m l) ...", b=clips) for x in (found.values, found.mask)
+        )
+        cls = None if found.cls is None else rearrange(found.cls, "(b m) d -> b m d", b=clips).mean(1)
+        frames, *places = found.grid
+        return Tokens(values, mask, (len(found.values) // clips * frames, *places), cls)

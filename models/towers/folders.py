@@ -85,6 +85,10 @@ def open_folder(
         raise ValueError(
             f"{folder} {what}; wanted is a folder of {' or '.join(kinds)}, as transformers writes it"
         )
+    if (
+        folder / "adapter_config.json"
+    ).exists():  # with it, transformers would read the model of another folder
+        raise ValueError(f"{folder} holds an adapter to a model, not the model: merge them first")
     transformers = import_transformers(folder)
     preprocessor = _read_preprocessor(folder)
     try:

@@ -10,7 +10,9 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import soundfile
 import torch
+from PIL import Image
 from support.dense import CONFIG, FBANK, small_dense
 from support.processes import run_program
 from support.videos import write_video
@@ -20,6 +22,7 @@ from datasets.synthetic.world import generate
 from engine.ground import measure as measuring
 from engine.ground.film import make_film, read_parts, waveform_strips
 from engine.ground.grounder import Grounder
+from engine.ground.prompted import measure_prompted, read_prompted
 from models.dense.config import HeadConfig
 from models.weights.description import Description, save_described
 
@@ -143,3 +146,78 @@ def test_worlds_that_are_none(run, tmp_path, capsys):
     with pytest.raises(SystemExit):
         measuring.main([str(run), str(tmp_path)])
     assert "it is no generated world" in capsys.readouterr().err
+
+
+def write_images(folder: Path) -> Path:
+    """Four images in the layout of DenseAV's ADE20K sets, of two classes, and rows that do not count."""
+    rows = ["image_location,ade_class_id,vggsound_file,speech_prompt_file"]
+    for number in range(4):
+        name, label = f"training/a/{number}.jpg", 2000 + number % 2
+        for part in ("frames", "annotations"):
+            (folder / part / "training/a").mkdir(parents=True, exist_ok=True)
+        picture = np.full((60, 80, 3), 40, np.uint8)
+        labels = np.zeros((60, 80, 3), np.uint8)
+        left = 15 + 10 * number
+        picture[20:40, left : left + 20] = 250
+        labels[20:40, left : left + 20] = (label // 256 * 10, label % 256, number)  # blue tells instances
+        Image.fromarray(picture).save(folder / "frames" / name)
+        Image.fromarray(labels).save(folder / "annotations" / name.replace(".jpg", "_seg.png"))
+        (folder / "audio").mkdir(exist_ok=True)
+        soundfile.write(
+            folder / "audio" / f"{number}.wav", 0.1 * np.sin(np.arange(8000) * (0.1 + number)), 16000
+        )
+        rows.append(f"{name},{label},somewhere/else/{number}.wav,")
+    rows += [f"training/a/0.jpg,0,x/0.wav,{'s.wav'}", "training/a/0.jpg,2000,,"]
+    (folder / "prompted_segmentation.csv").write_text("\n".join(rows) + "\n")
+    return folder
+
+
+def test_measured_on_images_with_masks(run, tmp_path, capsys):
+    folder = write_images(tmp_path / "ade")
+    measuring.main([str(run), str(folder), "--json", str(tmp_path / "scores.json")])
+    assert "4 pairs, by sound" in capsys.readouterr().out
+    assert set(json.loads((tmp_path / "scores.json").read_text())["trained"]) >= {"map", "miou", "pointing"}
+    images = read_prompted(folder, "sound", 32)
+    assert images.classes.tolist() == [2000, 2001, 2000, 2001]
+    shown = images.frames[:, 0] > 145  # the white squares, which are what sounds
+    assert (shown != images.truth).float().mean() < 0.03
+    assert images.truth.any(2).any(1).all()
+    grounder = Grounder.open(run)
+
+    class Knowing(Grounder):
+        def heat_of(self, waveform, frames):
+            return images.truth[next(i for i, x in enumerate(images.waveforms) if x is waveform)][
+                None
+            ].float()
+
+    scores = measure_prompted(Knowing(grounder.model, FBANK), images)
+    assert {name: scores[name] for name in ("map", "miou", "pointing", "best_iou")} == dict.fromkeys(
+        ("map", "miou", "pointing", "best_iou"), 1.0
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda f: (f / "audio/1.wav").unlink(),
+            r"prompted_segmentation\.csv:3: .*1\.wav can't be read: No such file",
+        ),
+        (
+            lambda f: (f / "annotations/training/a/0_seg.png").write_bytes(b"no"),
+            r":2: .*0_seg\.png: picture can't be",
+        ),
+        (
+            lambda f: (f / "prompted_segmentation.csv").write_text("a,b\n"),
+            "the column 'image_location' is missing",
+        ),
+    ],
+)
+def test_images_that_can_not_be_read(tmp_path, change, message):
+    folder = write_images(tmp_path)
+    change(folder)
+    with pytest.raises(ValueError, match=message):
+        read_prompted(folder, "sound", 32)
+    if "column" not in message:
+        with pytest.raises(ValueError, match="no row with a speech_prompt_file and an ade_class_id above 0"):
+            read_prompted(folder, "speech", 32)

@@ -10,6 +10,7 @@ from models.dense import contrast, regularizers
 from models.dense.regularizers import NegativeSimilarity
 from models.dense.scale import Calibration, Temperature
 from models.dense.similarity import (
+    BLOCK,
     SimilarityConfig,
     clip_volumes,
     reduce_pairs,
@@ -79,10 +80,17 @@ def test_blocks_change_neither_values_nor_gradients():
         torch.testing.assert_close(grads(block), whole)
 
 
-@pytest.mark.parametrize("clips", [8, 16])
-def test_memory_kept_for_backward_is_that_of_tokens_and_pairs(clips):
-    audio = rows(clips, 2, 20, 4).requires_grad_()
-    visual = rows(clips, 2, 30, 4, seed=1).requires_grad_()
+@pytest.mark.parametrize(
+    ("clips", "heads", "moments", "places", "block"),
+    [
+        (8, 2, 20, 30, 5000),
+        (16, 2, 20, 30, 5000),
+        (48, 1, 49, 256, BLOCK),
+    ],  # the last: a second, DINOv2 at 224 pixels
+)
+def test_memory_kept_for_backward_is_that_of_tokens_and_pairs(clips, heads, moments, places, block):
+    audio = rows(clips, heads, moments, 4).requires_grad_()
+    visual = rows(clips, heads, places, 4, seed=1).requires_grad_()
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -90,8 +98,8 @@ def test_memory_kept_for_backward_is_that_of_tokens_and_pairs(clips):
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        found = similarities(audio, visual, torch.ones(clips, 20), SimilarityConfig(), block=5000)
-    tokens = 4 * (audio.numel() + visual.numel() + clips * 20)
+        found = similarities(audio, visual, torch.ones(clips, moments), SimilarityConfig(), block)
+    tokens = 4 * (audio.numel() + visual.numel() + clips * moments)
     pairs = 4 * clips * clips
     assert sum(kept.values()) <= tokens + pairs
     assert found.requires_grad
