@@ -1,42 +1,61 @@
-"""The comparison of objectives: recipes of all of them, costs of processes, the page."""
+"""The comparisons on the generated world: recipes of all objectives, costs of processes, the pages."""
 
 import pytest
 
-from benchmarks.objectives import find_recipes, flat, run_python, teacher_of
-from benchmarks.objectives_page import BEGIN, END, plot, render, write_page
+from benchmarks.comparison import Candidate, find_candidates, flat, run_python
+from benchmarks.comparison_page import BEGIN, END, MAVIL, OBJECTIVES, plot, render, write_page
+from benchmarks.mavil import candidates
 from engine.config import PretrainConfig, parse_config
 from engine.objectives.registry import list_objectives
 
 
-def result(kind: str, seed: int, r1: float) -> dict:
+def result(name: str, seed: int, r1: float) -> dict:
     measured = {"retrieval_a2v_r1": r1, "retrieval_v2a_r1": r1 + 0.1, "linear_audio_top1": 0.5}
     return {
-        "kind": kind, "seed": seed, "minutes": 2.0, "steps": 131, "clips_per_second": 90.0, "peak_bytes": 7e8,
-        "measured": measured, "finetuned": {"audio": 0.6, "visual": 0.7, "audio_visual": 0.8},
+        "name": name, "seed": seed, "minutes": 2.0, "steps": 131, "clips": 8384, "clips_per_second": 90.0,
+        "peak_bytes": 7e8, "measured": measured,
+        "finetuned": {"audio": 0.6, "visual": 0.7, "audio_visual": 0.8},
     }  # fmt: skip
 
 
 RESULTS = [result("cav_mae", 0, 0.1), result("cav_mae", 1, 0.2), result("equiav", 0, 0.3)]
 
 
+def parsed(candidate: Candidate) -> PretrainConfig:
+    words = ["--config", str(candidate.recipe), "data.train=x", *candidate.words]
+    return parse_config(PretrainConfig, "x", words)[0]
+
+
 def test_every_objective_has_a_recipe_for_the_generated_world():
-    recipes = find_recipes(list_objectives())
-    assert sorted(recipe.kind for recipe in recipes) == list_objectives()
-    for recipe in recipes:
-        config, _ = parse_config(PretrainConfig, "x", ["--config", str(recipe.path), "data.train=x"])
-        assert config.objective.kind == recipe.kind
-        assert recipe.batch == config.train.parallel.global_batch_size
-    teachers = [teacher_of(recipe) is not None for recipe in recipes]
-    assert teachers == sorted(teachers)
-    runs = {recipe.values["output_dir"] for recipe in recipes}
-    assert {teacher_of(recipe) for recipe in recipes} - {None} <= runs
+    found = find_candidates(list_objectives())
+    assert sorted(candidate.name for candidate in found) == list_objectives()
+    for number, candidate in enumerate(found):
+        config = parsed(candidate)
+        assert config.objective.kind == candidate.name
+        assert candidate.batch == config.train.parallel.global_batch_size
+        assert candidate.teacher is None or candidate.teacher in found[:number]
+    with pytest.raises(ValueError, match="the run of none of the objectives compared"):
+        find_candidates(["mavil_self_training"])
+
+
+def test_mavil_is_compared_with_what_costs_as_much():
+    found = {candidate.name: candidate for candidate in candidates()}
+    assert len(found) == 8
+    assert all(
+        candidate.words == () or parsed(candidate).objective.intra_weight == 0 for candidate in found.values()
+    )
+    order = list(found.values())
+    for number, candidate in enumerate(order):
+        assert candidate.teacher is None or candidate.teacher in order[:number]
+    assert found["stage 1, stage 2, round 2"].teacher is found["stage 1, stage 2"]
+    assert found["stage 1, three times as long"].times == 3
 
 
 def test_an_objective_without_a_recipe_is_named():
     with pytest.raises(
         FileNotFoundError, match=r"pretrain_nothing_tiny.yaml: the objective nothing has no recipe"
     ):
-        find_recipes(["nothing"])
+        find_candidates(["nothing"])
 
 
 def test_processes_cost_what_they_use(tmp_path):
@@ -49,13 +68,14 @@ def test_processes_cost_what_they_use(tmp_path):
 
 
 def test_the_table_holds_means_and_spreads():
-    lines = render(RESULTS).splitlines()
+    lines = render(RESULTS, OBJECTIVES).splitlines()
     assert len(lines) == 4
     assert (
-        "| `cav_mae` | 131 | 90 | 0.7 | 15.0 ± 7.1 | 25.0 ± 7.1 | 50.0 ± 0.0 | – | – | 60.0 ± 0.0 |"
+        "| cav_mae | 2 | 8384 | 90 | 0.7 | 15.0 ± 7.1 | 25.0 ± 7.1 | 50.0 ± 0.0 | – | – | 60.0 ± 0.0 |"
         in lines[2]
     )
     assert "| 30.0 | 40.0 | 50.0 | – | – | 60.0 | 70.0 | 80.0 |" in lines[3]
+    assert render(RESULTS, MAVIL).splitlines()[3] == "| equiav | 2 | 8384 | 30.0 | 40.0 | 50.0 | – | – |"
     assert "35.0%" in plot(RESULTS)
 
 
@@ -63,15 +83,15 @@ def test_the_page_keeps_all_but_the_table(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
     for _ in range(2):
-        write_page(page, RESULTS)
+        write_page(page, RESULTS, OBJECTIVES)
         text = page.read_text()
-        assert text.startswith(f"before\n{BEGIN}\n2 processor minutes of pretraining, 2 seeds")
+        assert text.startswith(f"before\n{BEGIN}\nMinutes of one processor for pretraining; 2 seeds")
         assert text.endswith(f"(page.svg)\n{END}\nafter\n")
         assert "old" not in text
     assert (tmp_path / "page.svg").read_text().startswith("<svg")
     page.write_text("no marks")
     with pytest.raises(ValueError, match="once each"):
-        write_page(page, RESULTS)
+        write_page(page, RESULTS, OBJECTIVES)
 
 
 def test_settings_are_flattened_for_the_command_line():

@@ -1,4 +1,4 @@
-"""The table and the plot of `benchmarks/objectives.py`, and the page that holds them."""
+"""The table and the plot of a comparison (`comparison.py`), and the page that holds them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from atomic import write_atomically
 
 BEGIN, END = "<!-- comparison: begin -->", "<!-- comparison: end -->"
-_ROW, _LEFT, _WIDTH = 34, 190, 620
+_ROW, _LEFT, _WIDTH = 34, 290, 620
 
 
 @dataclass(frozen=True)
@@ -37,35 +37,44 @@ def _finetuned(name: str) -> Callable[[dict[str, Any]], float | None]:
     return lambda result: result["finetuned"].get(name)
 
 
-COLUMNS = (
-    Column("steps", lambda result: result["steps"], percent=False),
-    Column("clips/s", lambda result: result["clips_per_second"], percent=False),
-    Column("GB", lambda result: result["peak_bytes"] / 1e9, percent=False),
+_MINUTES = Column("minutes", lambda result: result["minutes"], percent=False)
+_CLIPS = Column("clips seen", lambda result: result["clips"], percent=False)
+_PRETRAINED = (
     Column("R@1 sound → picture", _measured("retrieval_a2v_r1")),
     Column("R@1 picture → sound", _measured("retrieval_v2a_r1")),
     Column("probe, sound", _measured("linear_audio_top1")),
     Column("probe, picture", _measured("linear_visual_top1")),
     Column("probe, both", _measured("linear_audio_visual_top1")),
+)
+#: Of `objectives.py`.
+OBJECTIVES = (
+    _MINUTES,
+    _CLIPS,
+    Column("clips/s", lambda result: result["clips_per_second"], percent=False),
+    Column("GB", lambda result: result["peak_bytes"] / 1e9, percent=False),
+    *_PRETRAINED,
     Column("fine-tuned, sound", _finetuned("audio")),
     Column("fine-tuned, picture", _finetuned("visual")),
     Column("fine-tuned, both", _finetuned("audio_visual")),
 )
+#: Of `mavil.py`.
+MAVIL = (_MINUTES, _CLIPS, *_PRETRAINED)
 
 
-def render(results: Sequence[dict[str, Any]]) -> str:
-    """The table in Markdown: a row an objective, mean ± standard deviation over seeds in per cent."""
-    head = ["objective", *(column.title for column in COLUMNS)]
-    lines = [_line(head), _line(["---"] + ["--:"] * len(COLUMNS))]
-    for kind, group in by_kind(results).items():
-        lines.append(_line([f"`{kind}`", *(_cell(column, group) for column in COLUMNS)]))
+def render(results: Sequence[dict[str, Any]], columns: Sequence[Column]) -> str:
+    """The table in Markdown: a row a candidate, mean ± standard deviation over seeds in per cent."""
+    head = ["", *(column.title for column in columns)]
+    lines = [_line(head), _line(["---"] + ["--:"] * len(columns))]
+    for name, group in by_name(results).items():
+        lines.append(_line([name, *(_cell(column, group) for column in columns)]))
     return "\n".join(lines)
 
 
-def by_kind(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
-    """Results of each objective, in the order of their first."""
+def by_name(results: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Results of each candidate, in the order of their first."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        groups.setdefault(result["kind"], []).append(result)
+        groups.setdefault(result["name"], []).append(result)
     return groups
 
 
@@ -85,9 +94,9 @@ def _cell(column: Column, group: Sequence[dict[str, Any]]) -> str:
 
 
 def plot(results: Sequence[dict[str, Any]]) -> str:
-    """An SVG: for each objective a bar of R@1, mean of both directions, and a dot for each seed."""
-    groups = by_kind(results)
-    found = {kind: [_both_ways(result) for result in group] for kind, group in groups.items()}
+    """An SVG: for each candidate a bar of R@1, mean of both directions, and a dot for each seed."""
+    groups = by_name(results)
+    found = {name: [_both_ways(result) for result in group] for name, group in groups.items()}
     most = max(max(values) for values in found.values()) or 1.0
     height = _ROW * (len(found) + 1)
     parts = [
@@ -95,10 +104,10 @@ def plot(results: Sequence[dict[str, Any]]) -> str:
         'font-family="sans-serif" font-size="14">',
         f'<text x="{_LEFT}" y="20">R@1 on test clips, mean of both directions; dots are seeds</text>',
     ]
-    for row, (kind, values) in enumerate(found.items(), start=1):
+    for row, (name, values) in enumerate(found.items(), start=1):
         top, mean = row * _ROW, statistics.mean(values)
         length = _WIDTH * mean / most
-        parts.append(f'<text x="{_LEFT - 10}" y="{top + 16}" text-anchor="end">{kind}</text>')
+        parts.append(f'<text x="{_LEFT - 10}" y="{top + 16}" text-anchor="end">{name}</text>')
         parts.append(f'<rect x="{_LEFT}" y="{top}" width="{length:.1f}" height="22" fill="#9ab8d8"/>')
         parts += [
             f'<circle cx="{_LEFT + _WIDTH * value / most:.1f}" cy="{top + 11}" r="4" fill="#20476f"/>'
@@ -112,7 +121,7 @@ def _both_ways(result: dict[str, Any]) -> float:
     return (result["measured"]["retrieval_a2v_r1"] + result["measured"]["retrieval_v2a_r1"]) / 2
 
 
-def write_page(page: Path, results: Sequence[dict[str, Any]]) -> None:
+def write_page(page: Path, results: Sequence[dict[str, Any]], columns: Sequence[Column]) -> None:
     """Renews the table between a page's marks, and the plot beside the page.
 
     Raises:
@@ -125,8 +134,11 @@ def write_page(page: Path, results: Sequence[dict[str, Any]]) -> None:
     _, after = rest.split(END)
     picture = page.with_suffix(".svg")
     write_atomically(picture, plot(results))
-    minutes, seeds = results[0]["minutes"], len({result["seed"] for result in results})
-    plural = "s" if seeds > 1 else ""
-    said = f"{minutes:g} processor minutes of pretraining, {seeds} seed{plural}, test clips, per cent."
-    body = f"{BEGIN}\n{said}\n\n{render(results)}\n\n![R@1 by objective]({picture.name})\n{END}"
+    seeds = len({result["seed"] for result in results})
+    said = (
+        f"Minutes of one processor for pretraining; {seeds} seed{'s' if seeds > 1 else ''}, mean ± standard "
+        f"deviation; on test clips, per cent."
+    )
+    table = render(results, columns)
+    body = f"{BEGIN}\n{said}\n\n{table}\n\n![R@1 of each]({picture.name})\n{END}"
     write_atomically(page, before + body + after)

@@ -1,0 +1,251 @@
+"""Runs of the generated world compared at equal processor minutes: what `objectives.py` and `mavil.py` share.
+
+Of each candidate, two short runs say what a step costs in processor time (user and system, loader included), which is
+what other work on the machine changes least; so many steps as its minutes pay for are then trained with every seed.
+What is finished is not done again, run by run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import yaml
+
+from atomic import new_file, write_atomically
+from engine.demo.run import make_shards
+from engine.records.runlog import read_metrics
+
+_CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+#: Steps of the two short runs; the first steps of a process are slower.
+_SHORT = (4, 16)
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A recipe for the generated world, and how long it is trained.
+
+    Attributes:
+        name: Its folder, and its row in the table.
+        recipe: The YAML file.
+        values: What that says.
+        words: Settings beside it, as on the command line.
+        teacher: The candidate whose run, of the same seed, is its teacher.
+        clips_of: A candidate that it sees as many clips as, in place of so many as its minutes pay for.
+        times: How many times as many clips as ``clips_of``.
+    """
+
+    name: str
+    recipe: Path
+    values: dict[str, Any]
+    words: tuple[str, ...] = ()
+    teacher: Candidate | None = None
+    clips_of: Candidate | None = None
+    times: float = 1.0
+
+    @property
+    def batch(self) -> int:
+        """Clips to a step."""
+        return self.values["train"]["parallel"]["global_batch_size"]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took.
+
+    Attributes:
+        seconds: Of processors, user and system, with all of its children.
+        peak_bytes: Most memory of one process.
+    """
+
+    seconds: float
+    peak_bytes: int
+
+
+def read_candidate(kind: str) -> Candidate:
+    """An objective with its recipe for the generated world, ``configs/pretrain_KIND_tiny.yaml``.
+
+    Raises:
+        FileNotFoundError: It has none.
+    """
+    path = _CONFIGS / f"pretrain_{kind}_tiny.yaml"
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path}: the objective {kind} has no recipe for the generated world; write one, or leave it out "
+            f"with --kinds"
+        )
+    return Candidate(kind, path, yaml.safe_load(path.read_text(encoding="utf-8")))
+
+
+def find_candidates(kinds: Sequence[str]) -> list[Candidate]:
+    """Objectives with their recipes; one whose teacher is another's run comes after that.
+
+    Raises:
+        FileNotFoundError: An objective has no recipe.
+        ValueError: A teacher is the run of none of them.
+    """
+    found = [read_candidate(kind) for kind in kinds]
+    runs = {candidate.values["output_dir"]: candidate for candidate in found}
+    taught = []
+    for candidate in found:
+        named = candidate.values.get("objective", {}).get("teacher")
+        if named is not None and named not in runs:
+            raise ValueError(
+                f"{candidate.recipe}: objective.teacher {named} is the run of none of the objectives compared"
+            )
+        taught.append(replace(candidate, teacher=runs[named]) if named is not None else candidate)
+    return sorted(taught, key=lambda candidate: candidate.teacher is not None)
+
+
+class Comparison:
+    """All runs of a comparison and what came of them.
+
+    Args:
+        data: Folder with ``shards/{train,val,test}`` of the generated world.
+        out: Where runs and results go, in a folder for each candidate.
+        minutes: Of a processor, for each pretraining run.
+        seeds: Each candidate is trained with each of them.
+        finetune: Whether fine-tuning is measured too.
+    """
+
+    def __init__(
+        self, data: Path, out: Path, minutes: float, seeds: Sequence[int], *, finetune: bool = True
+    ) -> None:
+        self._shards, self._out, self._minutes = data / "shards", out, minutes
+        self._seeds, self._finetunes = seeds, finetune
+        index = json.loads((self._shards / "train" / "index.json").read_text(encoding="utf-8"))
+        self._clips, fbank = index["samples"], index["fbank"]
+        self._common = [
+            f"data.train={self._shards}/train",
+            f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
+        ]  # fmt: skip
+
+    def run(self, candidate: Candidate, jobs: int) -> list[dict[str, Any]]:
+        """What came of a candidate with each seed, ``jobs`` at a time."""
+        self._step_seconds(candidate)  # measured alone, before runs share the machine
+        with ThreadPoolExecutor(jobs) as pool:
+            return list(pool.map(lambda seed: self._result(candidate, seed), self._seeds))
+
+    def _num_steps(self, candidate: Candidate) -> int:
+        if candidate.clips_of is None:
+            steps = 60 * self._minutes / self._step_seconds(candidate)
+        else:
+            other = candidate.clips_of
+            steps = candidate.times * self._num_steps(other) * other.batch / candidate.batch
+        return max(1, round(steps))
+
+    def _step_seconds(self, candidate: Candidate) -> float:
+        """Processor seconds of a step, measured once for a recipe and its settings."""
+        folder = self._out / "costs" / "_".join([candidate.recipe.stem, *candidate.words])
+        path = folder / "cost.json"
+        if not path.is_file():
+            runs = [
+                self._pretrain(candidate, self._seeds[0], steps, folder / f"{steps}_steps", val=None)
+                for steps in _SHORT
+            ]
+            seconds = (runs[1].seconds - runs[0].seconds) / (_SHORT[1] - _SHORT[0])
+            write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
+        return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
+
+    def _result(self, candidate: Candidate, seed: int) -> dict[str, Any]:
+        """What came of a candidate with one seed: trained and measured, unless that is done."""
+        folder = self._run(candidate, seed).parent
+        path = folder / "result.json"
+        if path.is_file():
+            return json.loads(path.read_text(encoding="utf-8"))
+        steps, seconds = self._num_steps(candidate), self._step_seconds(candidate)
+        cost = self._pretrain(candidate, seed, steps, self._run(candidate, seed), val="test")
+        measured = read_metrics(self._run(candidate, seed))[-1]
+        values = {
+            "name": candidate.name, "seed": seed, "steps": steps, "clips": steps * candidate.batch,
+            "minutes": steps * seconds / 60, "clips_per_second": candidate.batch / seconds,
+            "peak_bytes": cost.peak_bytes,
+            "measured": {k.removeprefix("val/"): v for k, v in measured.items() if k.startswith("val/")},
+            "finetuned": self._finetune(folder, seed) if self._finetunes else {},
+        }  # fmt: skip
+        write_atomically(path, json.dumps(values, indent=1) + "\n")
+        return values
+
+    def _run(self, candidate: Candidate, seed: int) -> Path:
+        return self._out / candidate.name / f"seed_{seed}" / "pretrain"
+
+    def _pretrain(self, candidate: Candidate, seed: int, steps: int, run: Path, val: str | None) -> Cost:
+        # The same share of the run.
+        warmup = (
+            candidate.values.get("schedule", {}).get("warmup_epochs", 0) / candidate.values["train"]["epochs"]
+        )
+        words = [
+            "--config", str(candidate.recipe), *self._common, f"output_dir={run}", f"seed={seed}",
+            f"data.val={self._shards / val if val else 'null'}", f"train.steps={steps}",
+            f"schedule.warmup_epochs={warmup * steps * candidate.batch / self._clips}",
+            f"train.eval_interval={steps}", f"train.checkpoint_interval={steps}", *candidate.words,
+        ]  # fmt: skip
+        if candidate.teacher is not None:
+            words.append(f"objective.teacher={self._run(candidate.teacher, seed)}")
+        return run_python(["main_pretrain.py", *words], run.with_suffix(".log"))
+
+    def _finetune(self, folder: Path, seed: int) -> dict[str, float]:
+        model = yaml.safe_load((folder / "pretrain" / "config.yaml").read_text(encoding="utf-8"))["model"]
+        overrides = [f"model.{name}={value}" for name, value in flat(model) if value is not None]
+        words = ["--shards", str(self._shards), "--out", str(folder / "finetune"), "--seeds", str(seed)]
+        words += ["--init", str(folder / "pretrain"), "--overrides", *overrides]
+        run_python(["-m", "engine.demo.finetuning", *words], folder / "finetune.log")
+        results = json.loads((folder / "finetune" / "results.json").read_text(encoding="utf-8"))
+        return {name: accuracy[0] for name, accuracy in results["accuracy"].items()}
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Settings by dotted name."""
+    found: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        found += flat(value, f"{prefix}{name}.") if isinstance(value, dict) else [(prefix + name, value)]
+    return found
+
+
+def run_python(words: list[str], log: Path) -> Cost:
+    """Runs a program of the project on one thread and waits for it.
+
+    Raises:
+        RuntimeError: It failed; the end of its log is told.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    with new_file(log) as file:
+        process = subprocess.Popen(
+            [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+        raise RuntimeError(f"{words[0]} ended with status {process.returncode}; {log} ends:\n{last}")
+    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def add_options(parser: argparse.ArgumentParser, out: str) -> None:
+    """The options of a comparison; ``out`` is where its runs go by default."""
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="where the world's shards are, or go"
+    )
+    parser.add_argument("--out", type=Path, default=Path(out), help="where runs and results go")
+    parser.add_argument(
+        "--minutes", type=float, default=2.0, help="processor minutes of each pretraining run"
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="runs side by side")
+    parser.add_argument("--write", type=Path, default=None, help="a page whose table is renewed")
+
+
+def make_world(data: Path) -> None:
+    """The demo's world, unless it is there."""
+    make_shards(data, (1200, 250, 500))
