@@ -24,14 +24,12 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_round_learns_from_the_one_before(shards, tmp_path):
-    (found,) = run_ranks(
-        "support.self_training:one_round_then_two", 1, shards=str(shards), folder=str(tmp_path)
-    )
-    assert found == {"first": True, "one": True, "two": True}
+    given = {"shards": str(shards), "folder": str(tmp_path)}
+    (found,) = run_ranks("support.self_training:rounds_apart", 1, **given)
+    assert found == {"first": True, "one": True, "two": True, "stopped": False}
     for number in (1, 2):
         one = tmp_path / "rounds" / f"round_{number}"
-        losses = [record["train/loss"] for record in read_metrics(one) if "train/loss" in record]
-        assert len(losses) == 2  # the first round was not trained twice
+        assert len(losses(one)) == 6  # the first round was not trained twice
         (kept,) = (one / "teacher").iterdir()
         source = tmp_path / "first" if number == 1 else tmp_path / "rounds" / "round_1"
         expected = read_file(find_checkpoints(source)[-1].weights).tensors
@@ -40,6 +38,17 @@ def test_each_round_learns_from_the_one_before(shards, tmp_path):
         config = (one / "config.yaml").read_text()
         assert f"teacher: {source}" in config
         assert "rounds:" not in config
+
+    # Stopped in the middle of a round, and gone on with by two processes: as if nothing had been.
+    assert 2 <= len(losses(tmp_path / "stopped" / "round_2")) < 6
+    assert run_ranks("support.self_training:the_rest", 2, **given) == [True, True]
+    for number in (1, 2):
+        expected = losses(tmp_path / "rounds" / f"round_{number}")
+        assert losses(tmp_path / "stopped" / f"round_{number}") == pytest.approx(expected, rel=1e-5)
+
+
+def losses(run: Path) -> list[float]:
+    return [record["train/loss"] for record in read_metrics(run) if "train/loss" in record]
 
 
 @pytest.mark.parametrize(
