@@ -72,7 +72,7 @@ class Cost:
     peak_bytes: int
 
 
-def read_candidate(kind: str) -> Candidate:
+def _read_candidate(kind: str) -> Candidate:
     """An objective with its recipe for the generated world, ``configs/pretrain_KIND_tiny.yaml``.
 
     Raises:
@@ -94,7 +94,7 @@ def find_candidates(kinds: Sequence[str]) -> list[Candidate]:
         FileNotFoundError: An objective has no recipe.
         ValueError: A teacher is the run of none of them.
     """
-    found = [read_candidate(kind) for kind in kinds]
+    found = [_read_candidate(kind) for kind in kinds]
     runs = {candidate.values["output_dir"]: candidate for candidate in found}
     taught = []
     for candidate in found:
@@ -161,20 +161,30 @@ class Comparison:
         """What came of a candidate with one seed: trained and measured, unless that is done."""
         folder = self._run(candidate, seed).parent
         path = folder / "result.json"
-        if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))
-        steps, seconds = self._num_steps(candidate), self._step_seconds(candidate)
-        cost = self._pretrain(candidate, seed, steps, self._run(candidate, seed), val="test")
-        measured = read_metrics(self._run(candidate, seed))[-1]
-        values = {
+        values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not values:
+            values = self._pretrained(candidate, seed)
+            write_atomically(path, json.dumps(values, indent=1) + "\n")
+        if self._finetunes and not values["finetuned"]:
+            values["finetuned"] = self._finetune(folder, seed)
+            write_atomically(path, json.dumps(values, indent=1) + "\n")
+        return values
+
+    def _pretrained(self, candidate: Candidate, seed: int) -> dict[str, Any]:
+        steps, seconds, run = (
+            self._num_steps(candidate),
+            self._step_seconds(candidate),
+            self._run(candidate, seed),
+        )
+        cost = self._pretrain(candidate, seed, steps, run, val="test")
+        measured = read_metrics(run)[-1]
+        return {
             "name": candidate.name, "seed": seed, "steps": steps, "clips": steps * candidate.batch,
             "minutes": steps * seconds / 60, "clips_per_second": candidate.batch / seconds,
             "peak_bytes": cost.peak_bytes,
             "measured": {k.removeprefix("val/"): v for k, v in measured.items() if k.startswith("val/")},
-            "finetuned": self._finetune(folder, seed) if self._finetunes else {},
+            "finetuned": {},
         }  # fmt: skip
-        write_atomically(path, json.dumps(values, indent=1) + "\n")
-        return values
 
     def _run(self, candidate: Candidate, seed: int) -> Path:
         return self._out / candidate.name / f"seed_{seed}" / "pretrain"
