@@ -75,16 +75,26 @@ def _plan(config: PrepareConfig, scratch: Scratch, lengths: Lengths) -> Job:
 @contextmanager
 def _cleared(out: Path) -> Iterator[None]:
     """Forgets a plan that was never finished; leaves nothing behind if this one isn't either."""
-    missing = [folder for folder in (out, *out.parents) if not folder.exists()]
-    try:
-        check_writable(out)
+    with new_folder(out):
         forget(out)
+        try:
+            yield
+        except BaseException:
+            forget(out)
+            raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[None]:
+    """Makes a folder that is to be written to, unless it is there; if the block fails, no empty one is left behind."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    try:
+        check_writable(folder)
         yield
     except BaseException:
-        forget(out)
-        for folder in missing:
+        for one in missing:
             with suppress(OSError):
-                folder.rmdir()
+                one.rmdir()
         raise
 
 

@@ -15,8 +15,10 @@ makes the first clips a fair sample of the set.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -31,7 +33,7 @@ from datasets.index import build_table
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.encode import Encoded, Encoder, Work
 from datasets.prepare.fbank_stats import Moments, spread_rows
-from datasets.prepare.planning import make_plan
+from datasets.prepare.planning import make_plan, new_folder
 from datasets.prepare.resume import Job, Progress, SplitJournal, compare_settings, forget
 from datasets.prepare.segments import FileLength
 from datasets.prepare.shard_output import (
@@ -61,8 +63,8 @@ def prepare(config: PrepareConfig) -> list[Path]:
         The folders that hold an index now: ``out``, or one for each split.
 
     Raises:
-        PrepareError: The source is missing or empty, or goes while it is read; no clip is usable, or ``out``
-            was begun with other settings.
+        PrepareError: The source is missing or empty, or goes while it is read; no clip is usable; ``out`` was begun
+            with other settings, or another process is at work in it.
         LabelFileError: The label file can't be used.
         OSError: The disk is full or fails. Starting again goes on after the last finished shard.
     """
@@ -71,6 +73,33 @@ def prepare(config: PrepareConfig) -> list[Path]:
         refuse_links(out)
     except ValueError as error:
         raise PrepareError(str(error)) from None
+    with nullcontext() if out.exists() else new_folder(out), _alone(out):
+        return _prepare(config, out)
+
+
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Keeps a second process out of the folder, where the file system has locks."""
+    try:
+        folder = os.open(out, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError:  # no folder, or not to be listed: who wants to write there says so
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise PrepareError(
+                f"another datasets.prepare is at work in {out}: wait until it is done, or name another folder"
+            ) from None
+        except OSError:  # a file system without locks
+            pass
+        yield
+    finally:
+        os.close(folder)
+
+
+def _prepare(config: PrepareConfig, out: Path) -> list[Path]:
     settings = config.settings()
     job = Job.load(out)
     if job is not None:

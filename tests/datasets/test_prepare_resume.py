@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import multiprocessing
 import os
 import shutil
@@ -182,3 +183,17 @@ def test_full_disk(films: Path, prepared_films: Path, tmp_path: Path, monkeypatc
         ShardIndex.load(out)
     main(arguments)
     assert contents(out) == contents(prepared_films)
+
+
+def test_a_second_process_is_kept_out_of_the_folder(films: Path, tmp_path: Path):
+    out = tmp_path / "set"
+    out.mkdir()
+    other = os.open(out, os.O_RDONLY)
+    try:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(PrepareError, match=r"another datasets.prepare is at work in .*set: wait"):
+            prepare(config(films, out))
+        assert not any(out.iterdir())
+    finally:
+        os.close(other)
+    assert prepare(config(films, out)) == [out]
