@@ -1,8 +1,8 @@
 """Runs of the generated world compared at equal processor minutes: what `objectives.py` and `mavil.py` share.
 
-Of each candidate, two short runs say what a step costs in processor time (user and system, loader included), which is
-what other work on the machine changes least; so many steps as its minutes pay for are then trained with every seed.
-What is finished is not done again, run by run.
+A short run says what a step of a candidate costs in processor time (user and system, loader included), which is what other
+work on the machine changes least; so many steps as its minutes pay for are then trained with every seed. What is finished
+is not done again, run by run.
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import psutil
 import yaml
 
 from atomic import new_file, write_atomically
@@ -27,8 +31,8 @@ from engine.demo.run import make_shards
 from engine.records.runlog import read_metrics
 
 _CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-#: Steps of the two short runs; the first steps of a process are slower.
-_SHORT = (4, 16)
+#: Steps between which the short run is measured; the first of a process are slower.
+_MEASURED = (8, 40)
 
 
 @dataclass(frozen=True)
@@ -57,19 +61,6 @@ class Candidate:
     def batch(self) -> int:
         """Clips to a step."""
         return self.values["train"]["parallel"]["global_batch_size"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a process took.
-
-    Attributes:
-        seconds: Of processors, user and system, with all of its children.
-        peak_bytes: Most memory of one process.
-    """
-
-    seconds: float
-    peak_bytes: int
 
 
 def _read_candidate(kind: str) -> Candidate:
@@ -149,11 +140,13 @@ class Comparison:
         folder = self._out / "costs" / "_".join([candidate.recipe.stem, *candidate.words])
         path = folder / "cost.json"
         if not path.is_file():
-            runs = [
-                self._pretrain(candidate, self._seeds[0], steps, folder / f"{steps}_steps", val=None)
-                for steps in _SHORT
-            ]
-            seconds = (runs[1].seconds - runs[0].seconds) / (_SHORT[1] - _SHORT[0])
+            run = folder / "run"
+            shutil.rmtree(run, ignore_errors=True)
+            first, last = _MEASURED
+            words = self._words(candidate, self._seeds[0], last + 1, run, val=None)
+            with start_python([*words, "train.log_interval=1"], folder / "run.log") as process:
+                used = [seconds_until(process, run, step) for step in (first, last)]
+            seconds = (used[1] - used[0]) / (last - first)
             write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
 
@@ -176,12 +169,12 @@ class Comparison:
             self._step_seconds(candidate),
             self._run(candidate, seed),
         )
-        cost = self._pretrain(candidate, seed, steps, run, val="test")
+        peak_bytes = run_python(self._words(candidate, seed, steps, run, val="test"), run.with_suffix(".log"))
         measured = read_metrics(run)[-1]
         return {
             "name": candidate.name, "seed": seed, "steps": steps, "clips": steps * candidate.batch,
             "minutes": steps * seconds / 60, "clips_per_second": candidate.batch / seconds,
-            "peak_bytes": cost.peak_bytes,
+            "peak_bytes": peak_bytes,
             "measured": {k.removeprefix("val/"): v for k, v in measured.items() if k.startswith("val/")},
             "finetuned": {},
         }  # fmt: skip
@@ -189,20 +182,19 @@ class Comparison:
     def _run(self, candidate: Candidate, seed: int) -> Path:
         return self._out / candidate.name / f"seed_{seed}" / "pretrain"
 
-    def _pretrain(self, candidate: Candidate, seed: int, steps: int, run: Path, val: str | None) -> Cost:
-        # The same share of the run.
-        warmup = (
-            candidate.values.get("schedule", {}).get("warmup_epochs", 0) / candidate.values["train"]["epochs"]
-        )
+    def _words(self, candidate: Candidate, seed: int, steps: int, run: Path, val: str | None) -> list[str]:
+        """The command that trains a candidate."""
+        planned = candidate.values["train"]["epochs"]
+        warmup = candidate.values.get("schedule", {}).get("warmup_epochs", 0) / planned  # a share of the run
         words = [
-            "--config", str(candidate.recipe), *self._common, f"output_dir={run}", f"seed={seed}",
-            f"data.val={self._shards / val if val else 'null'}", f"train.steps={steps}",
+            "main_pretrain.py", "--config", str(candidate.recipe), *self._common, f"output_dir={run}",
+            f"data.val={self._shards / val if val else 'null'}", f"seed={seed}", f"train.steps={steps}",
             f"schedule.warmup_epochs={warmup * steps * candidate.batch / self._clips}",
             f"train.eval_interval={steps}", f"train.checkpoint_interval={steps}", *candidate.words,
         ]  # fmt: skip
         if candidate.teacher is not None:
             words.append(f"objective.teacher={self._run(candidate.teacher, seed)}")
-        return run_python(["main_pretrain.py", *words], run.with_suffix(".log"))
+        return words
 
     def _finetune(self, folder: Path, seed: int) -> dict[str, float]:
         model = yaml.safe_load((folder / "pretrain" / "config.yaml").read_text(encoding="utf-8"))["model"]
@@ -222,8 +214,9 @@ def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-def run_python(words: list[str], log: Path) -> Cost:
-    """Runs a program of the project on one thread and waits for it.
+@contextmanager
+def start_python(words: Sequence[str], log: Path) -> Iterator[psutil.Process]:
+    """A program of the project on one thread, ended with the ``with`` block if it still runs.
 
     Raises:
         RuntimeError: It failed; the end of its log is told.
@@ -231,15 +224,47 @@ def run_python(words: list[str], log: Path) -> Cost:
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with new_file(log) as file:
-        process = subprocess.Popen(
+        process = psutil.Popen(
             [sys.executable, *words], stdout=file, stderr=subprocess.STDOUT, env=environment
         )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
-        raise RuntimeError(f"{words[0]} ended with status {process.returncode}; {log} ends:\n{last}")
-    return Cost(usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    try:
+        yield process
+    finally:
+        status = process.poll()
+        if status is None:
+            process.kill()
+            process.wait()
+        if status:
+            last = "\n".join(log.read_text(encoding="utf-8").splitlines()[-5:])
+            raise RuntimeError(f"{words[0]} ended with status {status}; {log} ends:\n{last}")
+
+
+def run_python(words: Sequence[str], log: Path) -> int:
+    """Runs a program of the project on one thread and waits for it: the most bytes that one of its processes held.
+
+    Raises:
+        RuntimeError: It failed; the end of its log is told.
+    """
+    most = 0
+    with start_python(words, log) as process:
+        while process.poll() is None:
+            with suppress(psutil.NoSuchProcess):
+                most = max(
+                    [most, *(one.memory_info().rss for one in [process, *process.children(recursive=True)])]
+                )
+            time.sleep(0.5)
+    return most
+
+
+def seconds_until(process: psutil.Process, run: Path, step: int) -> float:
+    """Processor seconds that a training process and its children have used when it has done a step."""
+    while process.poll() is None:
+        known = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
+        if any(record["step"] >= step for record in known if "train/loss" in record):
+            times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
+            return sum(one.user + one.system for one in times)
+        time.sleep(0.05)
+    raise RuntimeError(f"the run in {run} ended before step {step}")
 
 
 def add_options(parser: argparse.ArgumentParser, out: str) -> None:

@@ -2,7 +2,14 @@
 
 import pytest
 
-from benchmarks.comparison import Candidate, find_candidates, flat, run_python
+from benchmarks.comparison import (
+    Candidate,
+    find_candidates,
+    flat,
+    run_python,
+    seconds_until,
+    start_python,
+)
 from benchmarks.comparison_page import BEGIN, END, MAVIL, OBJECTIVES, plot, render, write_page
 from benchmarks.mavil import candidates
 from engine.config import PretrainConfig, parse_config
@@ -58,13 +65,33 @@ def test_an_objective_without_a_recipe_is_named():
         find_candidates(["nothing"])
 
 
-def test_processes_cost_what_they_use(tmp_path):
-    busy = "import time\nwhile time.process_time() < 0.4: pass\nx = bytearray(10 ** 8)"
-    cost = run_python(["-c", busy], tmp_path / "log")
-    assert cost.seconds >= 0.4
-    assert cost.peak_bytes >= 10**8
+def test_processes_are_measured_and_their_failure_is_told(tmp_path):
+    assert run_python(["-c", "x = bytearray(10 ** 8); import time; time.sleep(1)"], tmp_path / "log") >= 10**8
     with pytest.raises(RuntimeError, match=r"status 3.*\nlast words"):
         run_python(["-c", "print('last words', flush=True); raise SystemExit(3)"], tmp_path / "log")
+
+
+def test_the_cost_of_steps_is_what_the_process_used_between_them(tmp_path):
+    program = f"""
+import json, time
+with open({str(tmp_path / "metrics.jsonl")!r}, "w") as file:
+    for step in (1, 2, 3):
+        end = time.process_time() + 0.5
+        while time.process_time() < end: pass
+        print(json.dumps({{"step": step, "train/loss": 1.0}}), file=file, flush=True)
+time.sleep(60)
+"""
+    with start_python(["-c", program], tmp_path / "log") as process:
+        first, last = (seconds_until(process, tmp_path, step) for step in (1, 3))
+    assert 0.8 <= last - first <= 2
+    assert not process.is_running()
+    with (
+        pytest.raises(RuntimeError, match=r"status 3.*\nlast words"),
+        start_python(
+            ["-c", "print('last words', flush=True); raise SystemExit(3)"], tmp_path / "log"
+        ) as process,
+    ):
+        seconds_until(process, tmp_path, 4)
 
 
 def test_the_table_holds_means_and_spreads():
