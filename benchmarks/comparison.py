@@ -1,8 +1,8 @@
 """Runs of the generated world compared at equal processor minutes: what `objectives.py` and `mavil.py` share.
 
-A short run says what a step of a candidate costs in processor time (user and system, loader included), which is what other
-work on the machine changes least; so many steps as its minutes pay for are then trained with every seed. What is finished
-is not done again, run by run.
+A short run says what a step of a candidate costs in processor time (user and system, loader included), which is what
+other work on the machine changes least; so many steps as its minutes pay for are then trained with every seed. What is
+finished is not done again, run by run.
 """
 
 from __future__ import annotations
