@@ -71,6 +71,9 @@ def print_stats(folder: Path, index: ShardIndex, table: ClipTable, num_clips: in
         print(f"fbank mean {index.fbank.mean:.4f}, std {index.fbank.std:.4f} ({index.fbank.clips} clips)")
     if index.rejects is not None and index.rejects.total:
         print(index.rejects)
+    parts = {"sound": table.num_with_audio, "frames": table.num_with_frames, "text": table.num_with_text}
+    if parts["text"] or min(parts["sound"], parts["frames"]) < len(table):
+        print("clips with " + ", ".join(f"{what} {count}" for what, count in parts.items()))
     if index.labels:
         _print_classes(index, table)
     print("\nduration in seconds")
@@ -78,8 +81,8 @@ def print_stats(folder: Path, index: ShardIndex, table: ClipTable, num_clips: in
     known = durations[durations > 0]
     if len(known):
         _print_histogram(known)
-    if len(known) < len(durations):
-        print(f"  not known of {len(durations) - len(known)} clips: the shards' metadata give none")
+    if (unknown := parts["sound"] - len(known)) > 0:  # what has no sound has no duration
+        print(f"  not known of {unknown} clips: the shards' metadata give none")
     levels, failures = measure_loudness(folder, table, num_clips)
     if failures:
         print(f"\n{len(failures)} clips can't be decoded, such as {failures[0]}")

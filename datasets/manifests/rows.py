@@ -20,6 +20,7 @@ DUPLICATE = "duplicate"
 ZERO_LENGTH = "zero_length"
 KNOWN_BROKEN = "known_broken"
 NO_LABEL = "no_label"
+MALFORMED = "malformed"
 
 
 class ManifestError(ValueError):
@@ -62,11 +63,13 @@ class Found:
         folder: The set's folder.
         rows: The manifest's rows, by what must be unique about a clip.
         problems: In the order in which they were found.
+        named: The file of each name that `add_named` took in.
     """
 
     folder: Path
     rows: dict[tuple[str, ...], ManifestRow] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    named: dict[str, str] = field(default_factory=dict)
 
     def add(self, row: ManifestRow, where: str) -> None:
         """Takes a row in, once; a row without its file stays, for ``--partial true``, and is a problem."""
@@ -75,6 +78,8 @@ class Found:
             self.problem(DUPLICATE, where, f"{row.path} has a row already, which is kept")
             return
         self.rows[key] = row
+        if empty := [task for task, label in row.labels.items() if not label]:
+            self.problem(NO_LABEL, where, f"{row.path} has no {' and no '.join(empty)}")
         try:
             size = os.stat(self.folder / row.path).st_size
         except (OSError, ValueError):  # the latter: a name that no file can have
@@ -82,6 +87,14 @@ class Found:
             return
         if not size:
             self.problem(EMPTY_FILE, where, f"{row.path} has 0 bytes")
+
+    def add_named(self, row: ManifestRow) -> None:
+        """Takes in a file whose name says everything, once, in whichever folder and with whichever ending it lies."""
+        first = self.named.setdefault(Path(row.path).stem, row.path)
+        if first != row.path:
+            self.problem(DUPLICATE, row.path, f"{first} has the same name and is kept")
+        else:
+            self.add(row, row.path)
 
     def problem(self, kind: str, where: str, detail: str) -> None:
         """Notes a problem."""

@@ -4,7 +4,7 @@
 
 reads the label form in which a set is published and writes a manifest (path, text, label.TASK, split, start, end),
 which ``python -m datasets.prepare OUT.csv SHARDS`` takes. Every row or file that is missing, extra, double, empty, of
-no length, without a label or known to be broken is listed in ``OUT.problems.csv``.
+no length, malformed, without a label or known to be broken is listed in ``OUT.problems.csv``.
 """
 
 from __future__ import annotations
@@ -56,9 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
         if not found.rows:
             extra = [problem.where for problem in found.problems if problem.kind == EXTRA][:2]
-            raise ManifestError(
-                f"{options.folder} holds no clip of {options.form}; found are files such as {extra}"
-            )
+            found_instead = f"found are files such as {', '.join(extra)}" if extra else "nor any other video"
+            raise ManifestError(f"{options.folder} holds no clip of {options.form}, {found_instead}")
         problems = write_manifest(found, options.out)
     except (ManifestError, OSError) as error:
         parser.exit(2, f"error: {error}\n")

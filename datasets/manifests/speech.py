@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
+from itertools import product
 from pathlib import Path
 
 from datasets.manifests.rows import (
     EXTRA,
     KNOWN_BROKEN,
+    MALFORMED,
+    MISSING,
     NO_LABEL,
     ZERO_LENGTH,
     Found,
@@ -18,6 +22,7 @@ from datasets.manifests.rows import (
     list_media,
     read_table,
 )
+from datasets.untrusted import shown
 
 _VIDEOS = (".mp4", ".flv", ".avi", ".mov", ".mkv")
 _CREMA_D = re.compile(r"\d{4}_([A-Z]{3})_([A-Z]{3})_([A-Z0-9]{2})")
@@ -38,12 +43,13 @@ _CREMA_D_SENTENCES = {
     "TSI": "The surface is slick.",
     "WSI": "We'll stop in a couple of minutes.",
 }
+_CREMA_D_CLIPS = 7442
 _CREMA_D_KNOWN = {"1076_MTI_SAD_XX": "the published recording is silent"}
 _RAVDESS = re.compile(r"(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)-(\d\d)")
 _RAVDESS_EMOTIONS = ("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised")
 _RAVDESS_STATEMENTS = ("Kids are talking by the door.", "Dogs are sitting by the door.")
 _RAVDESS_WITHOUT = {"02": "it has no sound", "03": "it has no picture"}
-_IEMOCAP = re.compile(r"\[(\d+\.\d+) - (\d+\.\d+)\]\t(\S+)\t(\w+)\t\[")
+_IEMOCAP = re.compile(r"\[(\d+(?:\.\d+)?) - (\d+(?:\.\d+)?)\]\t(\S+)\t(\w+)\t\[")
 _IEMOCAP_SAID = re.compile(r"(\S+) \[[\d.]+-[\d.]+\]: (.*)")
 _IEMOCAP_EMOTIONS = {
     "ang": "anger", "dis": "disgust", "exc": "excitement", "fea": "fear", "fru": "frustration", "hap": "happiness",
@@ -61,9 +67,13 @@ def read_crema_d(folder: Path) -> Found:
         if match is None or emotion is None:
             found.problem(EXTRA, name, "its name is not ACTOR_SENTENCE_EMOTION_LEVEL")
             continue
-        found.add(ManifestRow(name, {"emotion": emotion}, _CREMA_D_SENTENCES.get(match[1], "")), name)
+        found.add_named(ManifestRow(name, {"emotion": emotion}, _CREMA_D_SENTENCES.get(match[1], "")))
         if reason := _CREMA_D_KNOWN.get(stem):
             found.problem(KNOWN_BROKEN, name, reason)
+    if found.rows and (missing := _CREMA_D_CLIPS - len(found.rows)) > 0:
+        found.problem(
+            MISSING, str(folder), f"{missing} of the {_CREMA_D_CLIPS} published clips are not there"
+        )
     return found
 
 
@@ -85,8 +95,23 @@ def read_ravdess(folder: Path) -> Found:
             }
             statement = int(match[5]) - 1
             text = _RAVDESS_STATEMENTS[statement] if statement in (0, 1) else ""
-            found.add(ManifestRow(name, labels, text), name)
+            found.add_named(ManifestRow(name, labels, text))
+    for name in sorted(_ravdess_of(found.named) - found.named.keys()):
+        found.problem(MISSING, name, "the published set has this file")
     return found
+
+
+def _ravdess_of(names: Iterable[str]) -> set[str]:
+    """The files that the published set has of each actor who speaks, or sings, in one of ``names``."""
+    wanted = set()
+    for modality, channel, actor in {(name[:2], name[3:5], name[-2:]) for name in names}:
+        for emotion, intensity, statement, take in product(range(1, 9), (1, 2), (1, 2), (1, 2)):
+            is_sung = channel == "02"
+            if (emotion == 1 and intensity == 2) or (is_sung and emotion > 6):
+                continue  # neutral has no strong intensity; disgust and surprise are not sung
+            numbers = f"{emotion:02d}-{intensity:02d}-{statement:02d}-{take:02d}"
+            wanted.add(f"{modality}-{channel}-{numbers}-{actor}")
+    return wanted
 
 
 def read_iemocap(folder: Path) -> Found:
@@ -102,9 +127,14 @@ def read_iemocap(folder: Path) -> Found:
         said = _said(dialog / "transcriptions" / table.name)
         video = str((dialog / "avi" / "DivX" / f"{table.stem}.avi").relative_to(folder))
         for number, line in enumerate(clean_text(table.read_bytes()).splitlines(), start=1):
+            where = f"{table.name}:{number}"
             if (match := _IEMOCAP.match(line)) is None:
+                if line.startswith("["):
+                    found.problem(
+                        MALFORMED, where, f"{shown(line)} is not [start - end], turn, emotion, [v, a, d]"
+                    )
                 continue
-            where, (start, end) = f"{table.name}:{number}", (float(match[1]), float(match[2]))
+            start, end = float(match[1]), float(match[2])
             emotion = _IEMOCAP_EMOTIONS.get(match[4])
             if emotion is None:
                 found.problem(NO_LABEL, where, f"{match[3]} has {match[4]!r}: no majority of the raters")

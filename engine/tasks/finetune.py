@@ -237,7 +237,8 @@ def open_predictor(source: Path) -> Predictor:
     """The trained model of a run on labelled clips, whatever its kind; needs nothing but the run's folder.
 
     Args:
-        source: The run, whose newest checkpoint is taken, or a checkpoint or file of weights within it.
+        source: The run, whose newest checkpoint is taken, or a checkpoint or file of weights within it; of the folder
+            ``best`` the best weights are taken.
 
     Returns:
         On the CPU, in evaluation mode.
@@ -246,11 +247,12 @@ def open_predictor(source: Path) -> Predictor:
         ValueError: There are no weights, or the run was not trained on labels.
     """
     run = run_folder(source)
+    best = best_file(run) if source.resolve() == (run / "best").resolve() else None
     classes = kept_classes(run)
     assert classes is not None
     words = ["--config", str(run / "config.yaml"), f"--output_dir={run}", "--eval_only=false"]
     config, _ = parse_config(LabelledConfig, str(run), [*words, "--allow_commands_in_files"])
-    predictor = labelled_task(config).predictor(source, classes).eval()
+    predictor = labelled_task(config).predictor(best or source, classes).eval()
     predictor.batch_size, predictor.parallel = config.evaluation.batch_size, config.train.parallel
     return predictor
 

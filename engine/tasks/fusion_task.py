@@ -40,7 +40,12 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
     """See `LabelledTask`."""
 
     def check_labels(self, sets: Sequence[LabelledSet]) -> None:
-        """See `LabelledTask.check_labels`: of a head with cross-entropy a clip has one class or none."""
+        """See `LabelledTask.check_labels`: of a head with cross-entropy a clip has one class or none.
+
+        Raises:
+            ValueError: Also where no training clip has anything of a modality.
+        """
+        self._check_modalities(sets)
         for name, head in heads_of(self.config.objective, sets[0].classes).items():
             total = sum(self._check_head(name, head, train) for train in sets)
             empty = [
@@ -52,6 +57,20 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
                 logger.warning("head %s: no training clip is %s", name, ", ".join(empty[:8]))
             if not total:
                 raise ValueError(f"objective.heads: no training clip has a label of {name}")
+
+    def _check_modalities(self, sets: Sequence[LabelledSet]) -> None:
+        counts = {
+            "audio": sum(train.table.num_with_audio for train in sets),
+            "visual": sum(train.table.num_with_frames for train in sets),
+            "text": sum(train.table.num_with_text for train in sets),
+        }
+        places = ", ".join(train.shown for train in sets)
+        for name in self.config.model.present:
+            if not counts[name]:
+                raise ValueError(
+                    f"model.modalities names {name}, and no clip of {places} has any: leave it out, or prepare clips "
+                    "that have it (docs/data.md)"
+                )
 
     def _check_head(self, name: str, head: Head, train: LabelledSet) -> int:
         """Clips of a set that have a label of the head."""

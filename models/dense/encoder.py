@@ -99,6 +99,16 @@ class DenseEncoder(Encoder[DenseModelConfig]):
         volume = clip_volumes(tokens.audio, tokens.visual) * tokens.sound[:, None, None]
         return self.config.similarity.join_heads(volume)
 
+    def sound_tokens(self, fbank: Tensor, columns: Tensor | None = None) -> Tokens:
+        """See `Encoder.sound_tokens`: those of the common space, a moment each."""
+        frames = None if columns is None else (columns * STRIDE).clamp_max(fbank.shape[1])
+        found = self.hear(Sound(fbank=fbank, num_frames=frames))
+        return Tokens(found.values, found.mask, (1, found.values.shape[1]), found.cls)
+
+    def frame_tokens(self, frames: Tensor) -> Tokens:
+        """See `Encoder.frame_tokens`: those of the common space, a place each."""
+        return self.see(frames)
+
     @property
     def feature_dim(self) -> int:
         """See `Encoder.feature_dim`."""

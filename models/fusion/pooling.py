@@ -104,7 +104,7 @@ class Gem(Pooling):
 
     def __init__(self, width: int) -> None:
         super().__init__(width)
-        self.power = nn.Parameter(torch.tensor(3.0))
+        self.power = nn.Parameter(torch.tensor([3.0]))  # DeepSpeed takes no parameter without a dimension
 
     def pool(self, tokens: Tokens) -> Tensor:
         """See `Pooling`."""

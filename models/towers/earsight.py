@@ -42,6 +42,7 @@ class _EncoderTower(nn.Module):
 
         Raises:
             WeightsError: There are no such weights, or they are no trained encoder.
+            ValueError: They are of a picture model, or its towers are others' models in folders of their own.
         """
         found = read_weights(source)
         if found.kind is SourceKind.vit:
@@ -49,6 +50,11 @@ class _EncoderTower(nn.Module):
                 f"{found.path} is a picture model: a start for training (init), no trained encoder"
             )
         config = found.model_config()
+        if not config.is_self_contained:
+            raise ValueError(
+                f"{found.path} was made of folders of transformers, which can't be read through a run: name such a "
+                "folder itself as the source"
+            )
         encoder = build_encoder(config)
         initialize(encoder, found)
         fbank = found.fbank or FbankConfig(

@@ -37,8 +37,8 @@ _FREE = {
 }  # fmt: skip
 _NO_HEAD = "the model has no classification head"
 _NO_DECODER = "the model has no decoder"
-#: What contrastive families project to and predict with in pretraining.
-_HEADS = "heads."
+#: What contrastive families project to and predict with in pretraining, and how dense grounding scales similarities.
+_HEADS = ("heads.", "scale.")
 
 
 @runtime_checkable

@@ -86,14 +86,17 @@ def test_from_a_published_form_to_shards(meld, tmp_path):
 
 def test_crema_d(tmp_path):
     touch(tmp_path, "V/1001_DFA_ANG_XX.flv", "V/1076_MTI_SAD_XX.flv", "V/1001_DFA_ANX_XX.flv", "notes.mp4")
+    touch(tmp_path, "W/1001_DFA_ANG_XX.mp4")
     found = read_crema_d(tmp_path)
     rows = {Path(row.path).stem: row for row in found.rows.values()}
     assert rows["1001_DFA_ANG_XX"].labels == {"emotion": "anger"}
     assert rows["1001_DFA_ANG_XX"].text == "Don't forget a jacket."
     assert len(rows) == 2
     assert [(p.kind, Path(p.where).stem) for p in found.problems] == [
-        ("extra", "1001_DFA_ANX_XX"), ("known_broken", "1076_MTI_SAD_XX"), ("extra", "notes"),
+        ("extra", "1001_DFA_ANX_XX"), ("known_broken", "1076_MTI_SAD_XX"), ("duplicate", "1001_DFA_ANG_XX"),
+        ("extra", "notes"), ("missing", tmp_path.name),
     ]  # fmt: skip
+    assert found.problems[-1].detail == "7440 of the 7442 published clips are not there"
 
 
 def test_ravdess(tmp_path):
@@ -104,11 +107,19 @@ def test_ravdess(tmp_path):
         "01-01-09-01-02-01-12.mp4",
     ]
     touch(tmp_path / "Actor_12", *names)
+    touch(tmp_path / "copy", names[0])
     found = read_ravdess(tmp_path)
     (row,) = found.rows.values()
     assert row.labels == {"emotion": "fearful", "intensity": "normal"}
     assert row.text == "Dogs are sitting by the door."
-    assert [problem.kind for problem in found.problems] == ["extra"] * 3
+    kinds = Counter(problem.kind for problem in found.problems)
+    assert kinds == {"extra": 3, "duplicate": 1, "missing": 59}  # an actor speaks 60 and sings 44
+    missing = {problem.where for problem in found.problems if problem.kind == "missing"}
+    assert "01-01-01-01-01-01-12" in missing
+    assert "01-01-01-02-01-01-12" not in missing  # there is no strong neutral
+    touch(tmp_path / "Actor_12", "01-02-05-02-02-02-12.mp4")
+    kinds = Counter(problem.kind for problem in read_ravdess(tmp_path).problems)
+    assert kinds["missing"] == 59 + 43
 
 
 def test_iemocap(tmp_path):
@@ -121,7 +132,8 @@ def test_iemocap(tmp_path):
         "% [START_TIME - END_TIME] TURN_NAME EMOTION [V, A, D]\n\n"
         "[6.2901 - 8.2357]\tSes01F_impro01_F000\tneu\t[2.5000, 2.5000, 2.5000]\nC-E2:\tNeutral;\t()\n"
         "[10.0100 - 11.3925]\tSes01F_impro01_F001\txxx\t[2.5000, 2.5000, 2.5000]\n"
-        "[14.8872 - 18.0175]\tSes01F_impro01_M000\texc\t[2.5000, 2.5000, 2.5000]\n"
+        "[14 - 18.0175]\tSes01F_impro01_M000\texc\t[2.5000, 2.5000, 2.5000]\n"
+        "[19.0 - ?]\tSes01F_impro01_M001\texc\t[2.5000, 2.5000, 2.5000]\n"
     )
     (dialog / "transcriptions" / "Ses01F_impro01.txt").write_text(
         "Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.\nM: not a line\n"
@@ -131,7 +143,7 @@ def test_iemocap(tmp_path):
     assert (first.labels, first.text, first.split) == ({"emotion": "neutral"}, "Excuse me.", "session1")
     assert (first.start, first.end) == (6.2901, 8.2357)
     assert (second.labels, second.text) == ({"emotion": "excitement"}, "")
-    assert [problem.kind for problem in found.problems] == ["no_label", "extra"]
+    assert [problem.kind for problem in found.problems] == ["no_label", "malformed", "extra"]
 
 
 def test_mosei(tmp_path):
@@ -217,6 +229,15 @@ def test_bad_rows_of_vggsound(tmp_path, content: str, message: str):
     (tmp_path / "vggsound.csv").write_text(content, encoding="utf-8")
     with pytest.raises(ManifestError, match=message):
         read_vggsound(tmp_path)
+
+
+def test_a_row_without_a_label_stays_and_is_listed(meld):
+    with (meld / "dev_sent_emo.csv").open("a", newline="") as file:
+        file.write(meld_row("Well", "", "positive", 7, 7))
+    found = read_meld(meld)
+    (problem,) = [problem for problem in found.problems if problem.kind == "no_label"]
+    assert (problem.where, problem.detail[-14:]) == ("dev_sent_emo.csv:4", "has no emotion")
+    assert [row.text for row in found.rows.values() if not row.labels["emotion"]] == ["Well"]
 
 
 def test_a_time_of_thousands_of_digits_is_none():

@@ -96,7 +96,7 @@ def test_text_on_the_batch(whole):
     assert batch.text == [TEXTS[name] for name in batch.ids]
 
 
-def test_rows_without_a_usable_video_are_kept_where_asked(partial):
+def test_rows_without_a_usable_video_are_kept_where_asked(partial, capsys):
     index = ShardIndex.load(partial)
     assert index.rejects is not None
     assert index.rejects.counts == {"file_missing": 1}  # of which no text is known either
@@ -109,6 +109,9 @@ def test_rows_without_a_usable_video_are_kept_where_asked(partial):
     assert kept.metadata["duration"] == 0.0
     assert check_set(partial, fast=False, num_workers=1).problems == []
     stats([str(partial)])
+    printed = capsys.readouterr().out
+    assert "clips with sound 3, frames 3, text 3\n" in printed
+    assert "not known" not in printed
     assert index_folder(partial, earlier=index).fingerprint == index.fingerprint
 
 

@@ -14,6 +14,7 @@ import sklearn.metrics
 import torch
 from support.fusion import ROWS, VOCABULARY, in_one, small_objective, spoken_batch
 from support.processes import run_ranks
+from support.shards import make_shards
 from support.spoken import make_spoken_shards
 
 from datasets.loading.config import DataConfig
@@ -22,6 +23,7 @@ from engine.checkpoints.weights import load_weights
 from engine.config import parse_config
 from engine.evaluation.fusion import subset_scores, subsets
 from engine.evaluation.head_scores import class_table, single_label_scores
+from engine.evaluation.scores import confusion_matrix
 from engine.objectives.fusion import FusionConfig, HeadConfig, head_loss, heads_of
 from engine.parallel.world import World
 from engine.records.runlog import read_metrics
@@ -162,6 +164,10 @@ def test_metrics_are_scikit_learns():
     plain = [sk.f1_score(truth[d], said[d], average="weighted", zero_division=0) for d in drawn]
     bounds = [found["weighted_f1_low"], found["weighted_f1_high"]]
     np.testing.assert_allclose(bounds, np.quantile(plain, [0.025, 0.975]), atol=0.03)
+    assert (
+        confusion_matrix(scores, labels).tolist()
+        == sk.confusion_matrix(truth, said, labels=range(4)).tolist()
+    )
     table = class_table(scores, labels, list("abcd"))
     columns = sk.precision_recall_fscore_support(truth, said, labels=range(4), zero_division=0)
     for i, row in enumerate(table):
@@ -184,7 +190,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "data.num_workers=0", "model.image_size=32", "model.audio_length=32", "model.num_mel_bins=32",
             f"model.audio.source={sources / 'wave'}", "model.audio.frozen=true", "model.audio.pooling=attention",
             f"model.text.source={sources / 'bert'}", "model.text.pooling=cls", "model.visual.width=16",
-            "objective.text.from_epoch=0.8", "objective.text.lr_ratio=0.1", "objective.modality_dropout=0.2",
+            "model.visual.pooling=gem", "objective.text.from_epoch=0.8", "objective.text.lr_ratio=0.1",
+            "objective.modality_dropout=0.2",
             "objective.heads=[{task: emotion, balanced: true}, {task: sentiment, weight: 0.5}]", f"train.steps={steps}",
             "train.log_interval=1", "train.eval_interval=2", "schedule.kind=constant",
             "train.parallel.global_batch_size=4", "train.parallel.precision=fp32", "best=val/emotion/macro_f1",
@@ -301,7 +308,7 @@ def test_an_evaluation_says_what_its_predictions_are_worth_and_the_predictor_the
         assert torch.equal(everything, torch.from_numpy(stored[f"scores_{head}/audio_visual_text"]))
 
 
-def test_what_cannot_be_meant_is_refused(runs: Path, capsys):
+def test_what_cannot_be_meant_is_refused(runs: Path, tmp_path: Path, capsys):
     def fails(message: str, *words: str) -> None:
         given = [
             "objective.kind=fusion",
@@ -314,6 +321,8 @@ def test_what_cannot_be_meant_is_refused(runs: Path, capsys):
 
     fails("emotion, sentiment", "objective.heads=[{task: age}]")
     fails("needs one class a clip, and 8 clips", "objective.heads=[{task: null}]")
+    silent = make_shards(tmp_path / "untold", 4, 5, seconds=0.3, frames=1)
+    fails("names text, and no clip of .*untold has any: leave it out", f"data.train={silent}")
     for words, message in (
         (["sampling.mixup=0.5"], "no mixing two texts"),
         (["best=val/x"], "best needs evaluations during training"),

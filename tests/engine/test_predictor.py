@@ -28,6 +28,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "model.embed_dim=24", "model.num_heads=2", "model.modality_depth=1", "objective.loss=cross_entropy",
         "train.steps=2", "train.log_interval=1", "train.parallel.global_batch_size=4", "evaluation.bootstrap=0",
         "evaluation.pictures=false", "evaluation.batch_size=4", "train.parallel.precision=fp32",
+        "train.eval_interval=1", "best=val/top1",
     ]  # fmt: skip
     assert run_ranks("support.labelled_runs:tune", 1, runs=[words]) == [[True]]
     return folder / "run"
@@ -40,11 +41,12 @@ def batches(run: Path, needs) -> list[AVBatch]:
 
 def test_a_classifier_predicts_what_its_evaluation_says(run: Path):
     torch.set_num_threads(1)
-    predictor = open_predictor(run)
-    assert predictor.heads == {"classes": ["class 0", "class 1", "class 2"]}
-    found = torch.cat([predictor.predict(batch)["classes"] for batch in batches(run, predictor.needs)])
-    stored = np.load(run / "evaluation" / "last" / "predictions.npz")
-    assert torch.equal(found, torch.from_numpy(stored["scores_audio_visual_ensemble"]))
+    for name, source in {"last": run, "best": run / "best"}.items():
+        predictor = open_predictor(source)
+        assert predictor.heads == {"classes": ["class 0", "class 1", "class 2"]}
+        found = torch.cat([predictor.predict(batch)["classes"] for batch in batches(run, predictor.needs)])
+        stored = np.load(run / "evaluation" / name / "predictions.npz")
+        assert torch.equal(found, torch.from_numpy(stored["scores_audio_visual_ensemble"]))
 
 
 def test_what_a_clip_lacks_is_left_out(run: Path):

@@ -79,8 +79,9 @@ def poisoned(tokens: Tokens) -> Tokens:
 def test_poolings_are_their_definitions_and_padding_has_no_influence(name: str):
     torch.manual_seed(1)
     pooling = POOLINGS[name](D, TowerConfig(pooling="netvlad", clusters=K))
-    for parameter in pooling.parameters():
-        if parameter.ndim:
+    for part, parameter in pooling.named_parameters():
+        assert parameter.ndim  # DeepSpeed takes no other
+        if part != "power":
             torch.nn.init.normal_(parameter, std=0.5)
     tokens = some_tokens()
     found = pooling(clean(tokens))

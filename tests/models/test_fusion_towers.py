@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 transformers = pytest.importorskip("transformers")
 
-from support.folders import save_film, save_text, save_wave  # noqa: E402
+from support.folders import save_dinov2, save_film, save_text, save_wave  # noqa: E402
 from support.objectives import TINY  # noqa: E402
 from torchvision.models.video import r3d_18  # noqa: E402
 
-from models import FbankConfig, build_model, create_config  # noqa: E402
+from models import AudioFrontEnd, FbankConfig, build_model, create_config  # noqa: E402
 from models.fusion import FusionModelConfig, build_towers, keep_towers, num_frames  # noqa: E402
 from models.fusion.config import TextTowerConfig, TowerConfig, VisualTowerConfig  # noqa: E402
 from models.pretrained import load_pretrained  # noqa: E402
@@ -27,7 +27,7 @@ from models.weights.description import Description, save_described  # noqa: E402
 
 FBANK = FbankConfig(target_length=64, num_mel_bins=32)
 SIZES = {"image_size": 32, "audio_length": 64, "num_mel_bins": 32}
-FAMILIES = ("cav_mae", "mavil", "equiav", "cav_mae_sync")
+FAMILIES = ("cav_mae", "mavil", "equiav", "cav_mae_sync", "tg_dp", "dense")
 TEXTS = ["the film was lovely", None, "awful", "we saw it again and it was good to day"]
 
 
@@ -39,6 +39,8 @@ def config(**settings: object) -> FusionModelConfig:
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sources")
     save_wave(folder / "wave")
+    save_wave(folder / "hubert", "Hubert", feat_extract_norm="layer")
+    save_dinov2(folder / "dinov2")
     for kind in ("VideoMAE", "Timesformer"):
         save_film(folder / kind, kind)
     for kind in ("Bert", "Roberta"):
@@ -54,8 +56,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 OURS = [f"{family}.safetensors" for family in FAMILIES]
-AUDIO = [None, "wave", *OURS]
-VISUAL = [None, "VideoMAE", "Timesformer", "r3d_18.pth", *OURS]
+AUDIO = [None, "wave", "hubert", *OURS]
+VISUAL = [None, "dinov2", "VideoMAE", "Timesformer", "r3d_18.pth", *OURS]
 TEXT = [None, "Bert", "Roberta"]
 
 
@@ -68,8 +70,6 @@ def inputs(tower: nn.Module, modality: str, count: int) -> list[object]:
     if modality == "visual":
         pictures = torch.randn(4, count, 3, 32, 32, generator=generator)
         return [pictures, *pictures.split(1)]
-    from models import AudioFrontEnd
-
     lengths = torch.tensor([FBANK.num_samples, 6000, 4000, 700])
     waveform = torch.randint(-9000, 9000, (4, FBANK.num_samples), generator=generator, dtype=torch.int16)
     whole = Sound.of(AudioFrontEnd(FBANK), waveform, lengths)
@@ -78,6 +78,18 @@ def inputs(tower: nn.Module, modality: str, count: int) -> list[object]:
         for i, n in enumerate(lengths.tolist())
     ]
     return [whole, *singles]
+
+
+def padded_otherwise(inputs: object) -> object:
+    """The same with other values behind the clips' ends; pictures have no padding."""
+    if isinstance(inputs, Words):
+        return Words(inputs.ids.where(inputs.mask, 7), inputs.mask)
+    if isinstance(inputs, Sound):
+        assert inputs.waveform is not None
+        assert inputs.num_samples is not None
+        inside = torch.arange(inputs.waveform.shape[1]) < inputs.num_samples[:, None]
+        return Sound.of(AudioFrontEnd(FBANK), inputs.waveform.where(inside, 12345), inputs.num_samples)
+    return inputs
 
 
 CASES = [("audio", s) for s in AUDIO] + [("visual", s) for s in VISUAL] + [("text", s) for s in TEXT]
@@ -106,6 +118,8 @@ def test_a_clip_alone_and_among_others_and_without_the_source(
             torch.testing.assert_close(found.values[row][found.mask[row]], expected, atol=1e-5, rtol=0)
             if found.cls is not None and own.cls is not None:
                 torch.testing.assert_close(found.cls[row], own.cls[0], atol=1e-5, rtol=0)
+        other: Tokens = tower(padded_otherwise(together))
+        assert torch.equal(other.values[other.mask], found.values[found.mask])
     keep_towers(towers, tmp_path / "kept")
     elsewhere = replace(made, **{modality: replace(settings, source=None if place is None else "/gone")})
     again = build_towers(elsewhere, FBANK, tmp_path / "kept")[modality]

@@ -38,10 +38,19 @@ WORDS = [
 ]
 
 
-def save_wave(folder: Path, **settings: Any) -> Path:
-    """Wav2Vec2 whose first layer normalises over time."""
+def save_wave(folder: Path, kind: str = "Wav2Vec2", **settings: Any) -> Path:
+    """Wav2Vec2 or Hubert, by default one whose first layer normalises over time."""
     torch.manual_seed(0)
-    transformers.Wav2Vec2Model(transformers.Wav2Vec2Config(**_WAVE, **settings)).save_pretrained(folder)
+    config = getattr(transformers, f"{kind}Config")(**_WAVE, **settings)
+    getattr(transformers, f"{kind}Model")(config).save_pretrained(folder)
+    return folder
+
+
+def save_dinov2(folder: Path) -> Path:
+    """DINOv2 of patches of 16 pixels."""
+    torch.manual_seed(0)
+    config = transformers.Dinov2Config(**_SIZE, image_size=32, patch_size=16)
+    transformers.Dinov2Model(config).save_pretrained(folder)
     return folder
 
 
