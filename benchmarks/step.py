@@ -38,6 +38,7 @@ from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gra
 from engine.training.peak_flops import measured_peak_flops
 from home_paths import command_line
 from models import FbankConfig, ModelConfig, build_model, create_config, list_models
+from models.layers.blocks import compile_blocks
 from models.weights.description import Description, save_described
 
 _STORED = 16  # frames a clip, enough for every objective
@@ -74,7 +75,7 @@ def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any,
     given = {"teacher": random_teacher(folder, config, fbank)} if has_teacher else {}
     objective = build_objective(build_model(config), fbank, kind.config(**given)).to(world.device)
     if options.compile:
-        objective.model.compile()
+        compile_blocks(objective.model)
     parallel = ParallelConfig(
         options.batch_size * world.size, zero_stage=options.zero_stage, precision=options.precision
     )

@@ -17,6 +17,7 @@ from datasets.loading.workers import STOP_WORD, LoaderStalledError
 from datasets.shards.tar import ShardError
 from engine.checkpoints.folder import CheckpointError
 from engine.config import RunConfig, parse_config
+from engine.parallel.devices import compute_deterministically
 from engine.parallel.world import World, check_slurm_tasks, distributed
 from engine.records.runlog import logger, setup_console
 from engine.records.status import NAME, fail_status, update_status
@@ -56,6 +57,8 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
         check_slurm_tasks(os.environ, name)
         refuse_links(Path(config.output_dir), skip=("launch", "wandb"))
         check_writable(folder)
+        if config.train.parallel.deterministic:
+            compute_deterministically()
         with distributed() as world, _held(config, world):
             finished = _run(main, config, config_yaml, world)
             STOP.ignore()
@@ -70,15 +73,12 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
         logger.error("%s: %s", type(error).__name__, error)
         _note_failure(folder, error)
         _end_now(1)
-    except Exception as error:
+    except BaseException as error:
         _note_failure(folder, error)
         if int(os.environ.get("WORLD_SIZE", "1")) == 1:
             raise
-        logger.exception("rank %s ends", os.environ.get("RANK"))
-        _end_now(1)
-    except BaseException as error:
-        _note_failure(folder, error)
-        raise
+        logger.error("rank %s ends", os.environ.get("RANK"), exc_info=error)
+        _end_now(130 if isinstance(error, KeyboardInterrupt) else 1)
     return 0 if finished else EXIT_RERUN
 
 

@@ -24,7 +24,7 @@ from launch.preflight import run_preflight
 from launch.registry import Submission, find_submissions, job_states
 from launch.snapshot import ROOT, in_snapshot, take_snapshot
 from launch.status import OVER
-from launch.torchrun import process_start
+from launch.torchrun import GPUS, process_start
 from launch.training import TrainingRun, plan_runs
 from strict_yaml import check_files, contradictions
 from terminal import show_control_characters
@@ -74,7 +74,7 @@ def _submit(config: LaunchConfig, runs: Sequence[TrainingRun], wait: bool) -> in
     code = _code_folder(config, base)
     if config.snapshot:
         take_snapshot(code)
-    jobs = [_job(config, run, code) for run in runs]
+    jobs = [make_job(config, run, code) for run in runs]
     if config.cluster == "debug":
         return _debug(jobs)
     logs = base / "launch" / "logs"
@@ -108,7 +108,9 @@ def _debug(jobs: Sequence[TrainingJob]) -> int:
     return 0
 
 
-def _job(config: LaunchConfig, run: TrainingRun, code: Path) -> TrainingJob:
+def make_job(config: LaunchConfig, run: TrainingRun, code: Path) -> TrainingJob:
+    """The job that trains a run, with the code in a folder."""
+    gpus = {GPUS: str(config.gpus_per_node)} if config.gpus_per_node else {}
     return TrainingJob(
         command=tuple(in_snapshot(run, code, Path.cwd())),
         output_dir=run.output_dir,
@@ -116,7 +118,7 @@ def _job(config: LaunchConfig, run: TrainingRun, code: Path) -> TrainingJob:
         processes=config.processes,
         cpus_per_process=config.cpus_per_process,
         interface=config.interface,
-        environment={name: str(value) for name, value in config.environment.items()},
+        environment=gpus | {name: str(value) for name, value in config.environment.items()},
         max_restarts=config.max_restarts,
         max_requeues=config.max_requeues,
         warning_seconds=config.warning_seconds,

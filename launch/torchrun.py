@@ -30,6 +30,9 @@ _FOREIGN = (
 
 _PR_SET_PDEATHSIG = 1
 
+#: Tells workers how many GPUs their node is to have: one that can't use them ends (`engine.parallel.devices`).
+GPUS = "EARSIGHT_GPUS_PER_NODE"
+
 
 def torchrun_command(
     rendezvous: Rendezvous, node: int, nodes: int, processes: int, program: Sequence[str] | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from engine.checkpoints.folder import (
     CONVERTING,
@@ -27,9 +27,8 @@ def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
         CheckpointError: All that there are, are damaged. They keep their names, so that no later attempt begins anew.
     """
     problems: dict[Path, str] = {}
-    folders: Any = world.broadcast_object(checkpoint_folders(run) if world.is_main else None)
-    for folder in reversed(folders):
-        found: Any = world.broadcast_object(_open_or_say(folder) if world.is_main else None)
+    for folder in reversed(world.from_main(lambda: checkpoint_folders(run))):
+        found = world.from_main(partial(_open_or_say, folder))
         if isinstance(found, Checkpoint):
             problem = find_damage(found.path, found.state.files, world)
             if problem is None:

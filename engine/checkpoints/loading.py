@@ -94,7 +94,7 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None 
     """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
 
     Args:
-        engine: The engine, told by `read_universal` what it reads.
+        engine: The engine; within `reading_universal` where ``universal`` is given.
         checkpoint: What to load.
         universal: What ``make_universal`` made of it for this world size, which is then read.
 

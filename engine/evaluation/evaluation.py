@@ -44,11 +44,8 @@ class Evaluation(ABC, Generic[C, O]):
 
     def is_done(self, name: str) -> bool:
         """Whether an earlier attempt has finished this very evaluation; every rank calls it and gets the same."""
-        done = False
-        if self.world.is_main:
-            report = read_report(self.run / "evaluation" / name)
-            done = report is not None and report.get("of") == self._identity
-        return bool(self.world.broadcast_object(done))
+        report = self.world.from_main(lambda: read_report(self.run / "evaluation" / name))
+        return report is not None and report.get("of") == self._identity
 
     @abstractmethod
     def __call__(self, objective: O, name: str, *, classify: bool = True) -> dict[str, Any]:

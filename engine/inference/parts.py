@@ -176,7 +176,7 @@ def run_parts(
         shutil.rmtree(store.folder)
     else:
         rejects = []
-    num_rejects = cast(int, world.broadcast_object(len(rejects)))
+    num_rejects = world.from_main(lambda: len(rejects))
     return source.count - num_rejects, num_rejects
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +28,16 @@ class ParallelConfig:
         zero_stage: 0 keeps everything on every rank, 1 partitions the optimizer's state, 2 the gradients as well.
         precision: ``bf16`` computes under autocast with float32 weights; ``auto`` is bf16 on a GPU that has it and
             fp32 elsewhere.
-        compile: Whether the model goes through torch.compile.
+        deterministic: Whether GPUs add in an order that is always the same, without which a resumed run is equal to
+            rounding only. Costs time, in attention's backward pass above all.
+        compile: Whether the transformer blocks go through torch.compile in training; evaluations and pictures do not.
     """
 
     global_batch_size: int = 256
     accumulation_steps: int = 1
     zero_stage: Literal[0, 1, 2] = 0
     precision: Literal["auto", "bf16", "fp32"] = "auto"
+    deterministic: bool = False
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -114,6 +120,26 @@ def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
     return gradients
 
 
-def read_universal(engine: Any, universal: bool) -> None:
-    """Says whether the next checkpoint to be loaded is a universal one, of another world's size."""
-    engine._config.load_universal_checkpoint = universal
+@contextmanager
+def reading_universal(engine: Any) -> Iterator[None]:
+    """Within it the checkpoint to be loaded is a universal one, of another world's size (ZeRO 1 and 2).
+
+    DeepSpeed 0.19 fails on a rank whose part of a group is padding alone, as of a few parameters over many ranks: it is
+    shown the groups of which this rank has something. It confuses their settings so, which the caller sets anyway.
+    """
+    optimizer = engine.optimizer
+    load = optimizer.load_hp_checkpoint_state_from_checkpoint_dir
+
+    def load_own(name: str, folder: str) -> None:
+        groups, inner = getattr(optimizer, name), optimizer.optimizer
+        own = [i for i, group in enumerate(groups) if any(p._hp_mapping is not None for p in group)]
+        some = patch.object(inner, "param_groups", [inner.param_groups[i] for i in own])
+        with patch.object(optimizer, name, [groups[i] for i in own]), some:
+            load(name, folder)
+
+    engine._config.load_universal_checkpoint = True
+    try:
+        with patch.object(optimizer, load.__name__, load_own):
+            yield
+    finally:
+        engine._config.load_universal_checkpoint = False

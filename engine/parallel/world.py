@@ -10,11 +10,11 @@ import logging
 import os
 import socket
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from torch.distributed.nn.functional import all_gather as all_gather_with_gradie
 
 from engine.parallel.allocator import keep_freed_memory
 from engine.parallel.devices import local_device
+
+T = TypeVar("T")
 
 _JOIN_SECONDS = 30.0  # joining takes a second or two
 
@@ -64,9 +66,12 @@ class World:
         dist.gather_object(value, gathered, dst=0, group=self.control)
         return gathered
 
-    def broadcast_object(self, value: object) -> object:
-        """Rank 0's ``value`` on every rank."""
-        return self.gather_objects(value)[0] if self.size > 1 else value
+    def from_main(self, find: Callable[[], T]) -> T:
+        """What ``find`` gives on rank 0, on every rank; it is called on rank 0 alone (a small host object)."""
+        found: list[Any] = [find() if self.is_main else None]
+        if self.size > 1:
+            dist.broadcast_object_list(found, src=0, group=self.control)
+        return found[0]
 
     def barrier(self) -> None:
         """Waits for every rank."""
@@ -107,10 +112,16 @@ def distributed(timeout_minutes: float = 30.0) -> Iterator[World]:
     """Joins the process group for the time of the ``with`` block.
 
     The block ends with a barrier before the group is destroyed: without it gloo aborts a worker now and then after it
-    has finished correctly. After an error there is no barrier, since the other ranks may never come to it.
+    has finished correctly. After an error there is no barrier, since the other ranks may never come to it; a process
+    that is alone leaves its group, so that no communicator lives on into the interpreter's end.
     """
     world = _join(timedelta(minutes=timeout_minutes))
-    yield world
+    try:
+        yield world
+    except BaseException:
+        if world.size == 1 and dist.is_initialized():
+            dist.destroy_process_group()
+        raise
     world.barrier()
     if dist.is_initialized():
         dist.barrier()

@@ -12,7 +12,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
-from engine.checkpoints.folder import find_checkpoints
 from engine.checkpoints.weights import load_weights
 from engine.evaluation.final import FinalEvaluation
 from engine.evaluation.predictions import batch_scores, predict
@@ -42,9 +41,9 @@ class ClassifierTask(LabelledTask[FinetuneConfig, Classification]):
         """See `LabelledTask.check_labels`."""
         check_training_labels(self.config, sets)
 
-    def build(self, sets: Sequence[LabelledSet]) -> Classification:
+    def build(self, sets: Sequence[LabelledSet], resumed: bool) -> Classification:
         """See `LabelledTask.build`."""
-        return build_classification(self.config, sets[0])
+        return build_classification(self.config, sets[0], resumed)
 
     def begin(self, objective: Classification, train: LabelledSet, world: World) -> None:
         """See `LabelledTask.begin`."""
@@ -107,17 +106,20 @@ def _classifier(config: FinetuneConfig, num_classes: int) -> AudioVisualClassifi
     return AudioVisualClassifier(config.model, num_classes, pool_separate=config.objective.pool_separate)
 
 
-def build_classification(config: FinetuneConfig, train: LabelledSet) -> Classification:
+def build_classification(config: FinetuneConfig, train: LabelledSet, resumed: bool = False) -> Classification:
     """The objective with its initial weights: encoders (and head) of ``config.init``, the rest from the seed.
 
-    A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
+    Args:
+        config: The run.
+        train: The training set.
+        resumed: Whether it has a checkpoint, from which all weights will be taken: ``config.init`` need not exist.
 
     Raises:
         WeightsError: The encoder of ``config.init`` does not fit, or with ``init_head`` its head.
     """
     torch.manual_seed(config.seed)
     model = _classifier(config, len(train.classes))
-    if not find_checkpoints(Path(config.output_dir)):
+    if not resumed:
         if config.init is None:
             logger.info("no init: the encoders are randomly initialised")
         elif config.init_head:

@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from atomic import write_atomically
 from datasets.loading.joined import training_order
 from engine.checkpoints.folder import Checkpoint, CheckpointError, find_checkpoints
@@ -71,8 +73,9 @@ def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
         return True
     task.check_labels(sets)
     check_classes(run, train)
-    objective = task.build(sets)
-    if not find_checkpoints(run):
+    resumed = world.from_main(lambda: bool(find_checkpoints(run)))
+    objective = task.build(sets, resumed)
+    if not resumed:
         task.begin(objective, train, world)
     trainer = build_trainer(task, config_yaml, world, sets, objective)
     # Not before the run is known to be this one's: another's files stay as they are.
@@ -86,10 +89,7 @@ def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
     if not trainer.fit():
         return False
     if config.evaluation_shards is not None:
-        parts = world.broadcast_object(
-            finished_weights(config, trainer.data.num_clips, trainer.total_steps) if world.is_main else None
-        )
-        assert isinstance(parts, dict)
+        parts = world.from_main(lambda: finished_weights(config, trainer.data.num_clips, trainer.total_steps))
         try:
             evaluate_at_end(task, config_yaml, world, train, objective, parts, trainer.total_steps)
         except StoppedError as stopped:
@@ -147,7 +147,8 @@ def evaluate_at_end(
         stop_if_requested(world, f"before the evaluation of the {name} weights")
         if weights is not None:
             objective.model.load_state_dict(load_weights(weights))
-        final(objective, name)
+        with torch.compiler.set_stance("force_eager"):  # its shapes are not those of training
+            final(objective, name)
 
 
 def build_trainer(
@@ -207,10 +208,10 @@ def evaluate_only(
         WeightsError: They do not fit.
     """
     task = labelled_task(config)
-    checkpoints = find_checkpoints(run)
+    checkpoints = world.from_main(lambda: find_checkpoints(run))
     step = checkpoints[-1].state.step if checkpoints else 0
     STOP.started()
-    sources = _weights_of(config, run, checkpoints)
+    sources = world.from_main(lambda: _weights_of(config, run, checkpoints))
     own = bool(sources)
     if own:
         check_classes(run, train)

@@ -97,16 +97,16 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
         ]
         return np.sum(every, axis=0)[list(head.columns)]
 
-    def build(self, sets: Sequence[LabelledSet]) -> FusionObjective:
+    def build(self, sets: Sequence[LabelledSet], resumed: bool) -> FusionObjective:
         """See `LabelledTask.build`."""
-        objective = self._objective(sets[0].classes, resumed=bool(find_checkpoints(self.run)))
+        objective = self._objective(sets[0].classes, resumed)
         balanced = {
             name: balanced_weights(self._counts(head, sets))
             for name, head in objective.heads.items()
             if head.config.balanced
         }
         objective.heads |= {n: replace(objective.heads[n], weights=w) for n, w in balanced.items()}
-        if self.config.init is not None and not find_checkpoints(self.run):
+        if self.config.init is not None and not resumed:
             self._load(objective.model, Path(self.config.init))
         return objective
 

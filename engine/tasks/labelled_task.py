@@ -44,8 +44,12 @@ class LabelledTask(ABC, Generic[C, O]):
         """
 
     @abstractmethod
-    def build(self, sets: Sequence[LabelledSet]) -> O:
-        """The objective with its initial weights; a run that has a checkpoint takes them from there later.
+    def build(self, sets: Sequence[LabelledSet], resumed: bool) -> O:
+        """The objective with its initial weights.
+
+        Args:
+            sets: The training sets.
+            resumed: Whether the run has a checkpoint, from which all weights will be taken.
 
         Raises:
             ValueError: The weights to begin with are missing or do not fit.

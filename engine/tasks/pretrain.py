@@ -47,8 +47,9 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
         True when finished, False when stopped on request.
     """
     run, parallel = Path(config.output_dir), config.train.parallel
-    objective = initial_objective(config)
-    objective.keep_in(run, bool(find_checkpoints(run)), world.is_main)
+    resumed = world.from_main(lambda: bool(find_checkpoints(run)))
+    objective = initial_objective(config, resumed)
+    objective.keep_in(run, resumed, world.is_main)
     loader = partial(training_clips, config, world, objective.needs())
     num_clips = len(loader(0, ()).plan.order)
     held_out = HeldOutClips(config, objective, world) if config.data.val else None
@@ -78,14 +79,16 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     return trainer.fit()
 
 
-def initial_objective(config: PretrainConfig) -> PretrainingObjective[Any]:
+def initial_objective(config: PretrainConfig, resumed: bool) -> PretrainingObjective[Any]:
     """The objective with its initial weights: those of ``config.init``, or random ones from ``config.seed``.
 
-    A run that has a checkpoint takes all weights from there, so ``config.init`` need not exist any more.
+    Args:
+        config: The run.
+        resumed: Whether it has a checkpoint, from which all weights will be taken: ``config.init`` need not exist.
     """
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    if config.init is not None and not find_checkpoints(Path(config.output_dir)):
+    if config.init is not None and not resumed:
         logger.info("%s", initialize(model, read_weights(config.init), config.init_allow))
     return build_objective(model, config.fbank, config.objective)
 
@@ -114,9 +117,9 @@ class HeldOutClips:
         budget = self._config.data.max_bad_fraction
         features = embed_set(objective.embed, self._loader, self._world, budget, self._bf16)
         values = None if features is None else self._measure(objective, features)
-        values = self._world.broadcast_object(values)
-        assert isinstance(values, dict)
-        return values
+        shared = self._world.from_main(lambda: values)
+        assert shared is not None
+        return shared
 
     @torch.no_grad()
     def picture(self, objective: PretrainingObjective[Any], step: int, log: RunLog) -> None:

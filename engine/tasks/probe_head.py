@@ -62,7 +62,9 @@ def fit_head(config: FinetuneConfig, objective: Classification, train: LabelledS
         name = "top1" if "top1" in scores else "mAP"
         logger.info("head fitted to %d training clips (%s on them %.3f)", len(labels), name, scores[name])
         fitted = [value.cpu() for value in fitted]
-    weight, bias = world.broadcast_object(fitted)  # type: ignore[misc]  # what rank 0 gave
+    shared = world.from_main(lambda: fitted)
+    assert shared is not None
+    weight, bias = shared
     with torch.no_grad():
         objective.model.head.weight.copy_(weight)
         objective.model.head.bias.copy_(bias)

@@ -69,9 +69,8 @@ def build_optimizer(
             "params": [], "weight_decay": weight_decay, "name": group, "lr_scale": scale, "from_epoch": from_epoch,
         }  # fmt: skip
         groups.setdefault(group, settings)["params"].append(parameter)
-    fused = torch.cuda.is_available() or None
     return _KINDS[config.kind](
-        list(groups.values()), lr=config.lr, betas=config.betas, eps=config.eps, fused=fused
+        list(groups.values()), lr=config.lr, betas=config.betas, eps=config.eps, fused=True
     )
 
 
@@ -97,10 +96,8 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str, An
 def place_steps(optimizer: torch.optim.Optimizer) -> None:
     """Puts Adam's counts of steps where its parameters are, as fused Adam wants them.
 
-    A universal checkpoint leaves them on the CPU (DeepSpeed 0.19).
+    Loading leaves them on the CPU (DeepSpeed 0.19, universal checkpoints), or as integers.
     """
-    if not optimizer.defaults.get("fused"):
-        return
     for parameter, state in optimizer.state.items():
         if "step" in state:
             state["step"] = torch.as_tensor(state["step"], dtype=torch.float32, device=parameter.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ from engine.checkpoints.folder import Checkpoint
 from engine.checkpoints.keeping import clear_leftovers, newest_sound_checkpoint
 from engine.checkpoints.loading import check_objective, load_checkpoint, make_universal, needs_universal
 from engine.objectives.base import Objective
-from engine.parallel.deepspeed_engine import build_engine, read_universal
+from engine.parallel.deepspeed_engine import build_engine, reading_universal
 from engine.parallel.world import World
 from engine.records.runlog import logger
 from engine.training.changes import check_data, check_groups, check_settings, naming_changes
@@ -85,20 +86,14 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) 
         zero_stage: The run's.
     """
     settings = group_settings(engine.optimizer)
-    universal = _converted(checkpoint, world) if needs_universal(checkpoint, world.size, zero_stage) else None
-    read_universal(engine, universal is not None)
-    load_checkpoint(engine, checkpoint, universal)
-    read_universal(engine, False)
+    universal = None
+    if needs_universal(checkpoint, world.size, zero_stage):
+        universal = world.from_main(lambda: make_universal(checkpoint))
+    with nullcontext() if universal is None else reading_universal(engine):
+        load_checkpoint(engine, checkpoint, universal)
     apply_settings(engine.optimizer, settings)
     place_steps(getattr(engine.optimizer, "optimizer", engine.optimizer))
     if universal is not None:
         world.barrier()
         if world.is_main:
             shutil.rmtree(universal)
-
-
-def _converted(checkpoint: Checkpoint, world: World) -> Path:
-    """A copy of the checkpoint's state for this world size, the same folder on every rank."""
-    made = world.broadcast_object(make_universal(checkpoint) if world.is_main else None)
-    assert isinstance(made, Path)
-    return made

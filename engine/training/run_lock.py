@@ -87,7 +87,7 @@ def hold_run(run: Path, world: World) -> Iterator[None]:
             lock = RunLock(run)
         except (RunInUseError, OSError) as error:
             message = str(error)
-    message = world.broadcast_object(message)
+    message = world.from_main(lambda: message)
     if message is not None:
         raise RunInUseError(message)
     try:

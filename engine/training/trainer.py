@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -39,6 +39,7 @@ from engine.training.spoiling_clips import spoiling_clips
 from engine.training.stop import StopRequest
 from engine.training.throughput import Throughput
 from models import parameter_count
+from models.layers.blocks import compile_blocks
 
 if TYPE_CHECKING:
     from engine.config import RunConfig
@@ -106,7 +107,7 @@ class Trainer:
         self.total_steps = self.config.total_steps(data.num_clips)
         self.objective = objective.to(world.device)
         if self.config.parallel.compile:
-            objective.model.compile()
+            compile_blocks(objective.model)
         self.engine, groups, checkpoint = resume(objective, config, world, config_yaml, data.fingerprint)
         self.step, self._notes = 0, Notes(data.fingerprint, groups)
         if checkpoint is not None:
@@ -116,7 +117,7 @@ class Trainer:
             hook.check(self.step, self.total_steps)
             if world.is_main:
                 hook.discard_after(self.step)
-        self.skipped: set[int] = self._read_skipped()
+        self.skipped: set[int] = world.from_main(self._read_skipped)
         run = self.run if world.is_main else None
         self.log = RunLog(run, self.step, self.total_steps, config.log, config_yaml)
         self.stop = StopRequest(world)
@@ -201,11 +202,12 @@ class Trainer:
         evaluation = last or _every(config.eval_interval, self.step)
         checkpoint = last or _every(config.checkpoint_interval, self.step)
         if log and (config.eval_minutes or config.checkpoint_minutes):
-            late = (
-                _late(self._last_evaluated, config.eval_minutes),
-                _late(self._last_saved, config.checkpoint_minutes),
+            for_evaluation, for_checkpoint = self.world.from_main(
+                lambda: (
+                    _late(self._last_evaluated, config.eval_minutes),
+                    _late(self._last_saved, config.checkpoint_minutes),
+                )
             )
-            for_evaluation, for_checkpoint = cast(tuple[bool, bool], self.world.broadcast_object(late))
             evaluation, checkpoint = evaluation or for_evaluation, checkpoint or for_checkpoint
         hooks = [hook for hook in self.hooks if hook.due(self.step)]
         return Due(log, evaluation, checkpoint, self.stop.agreed() and not last, hooks)
@@ -324,7 +326,8 @@ class Trainer:
         self.objective.before_step(bad_step - 1, self._steps_per_epoch)
         batches = islice(self.data.loader(bad_step - 1, ()), self.config.parallel.accumulation_steps)
         bf16 = self.config.parallel.uses_bf16(self.world.device)
-        found = spoiling_clips(self.objective, batches, self.world.device, bf16)
+        with torch.compiler.set_stance("force_eager"):
+            found = spoiling_clips(self.objective, batches, self.world.device, bf16)
         names = [name for part in self.world.gather_objects(found) for name in part]
         if names:
             logger.error("not finite alone, with the weights of step %d: %s", self.step, ", ".join(names))
@@ -340,10 +343,9 @@ class Trainer:
         Returns:
             What to do now.
         """
-        checkpoints = find_checkpoints(self.run)
+        checkpoints = self.world.from_main(lambda: find_checkpoints(self.run))
         good = last_known_good(checkpoints) or checkpoints[-1]
         aside = [checkpoint for checkpoint in checkpoints if checkpoint.state.step > good.state.step]
-        self.world.barrier()  # every rank has seen what there is
         # The batches after it were not to blame.
         self.skipped = {step for step in self.skipped if step < good.state.step}
         if self.world.is_main:
@@ -364,7 +366,8 @@ class Trainer:
         if self.evaluate is None or not self.config.evaluates:
             return
         self.objective.eval()
-        values = self.evaluate(self.objective, self.step, self.log)
+        with torch.compiler.set_stance("force_eager"):  # its shapes are not those of training
+            values = self.evaluate(self.objective, self.step, self.log)
         self.objective.train()
         self.log.metrics(self.step, values)
         if self.world.is_main:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,6 +50,22 @@ def init_weights(module: nn.Module) -> None:
     elif isinstance(module, nn.LayerNorm):
         nn.init.ones_(module.weight)
         nn.init.zeros_(module.bias)
+
+
+def compile_blocks(model: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:
+    """Makes every `Block` and `JointBlock` of a model go through torch.compile when it is called next.
+
+    Blocks share their code, so a graph serves all of one shape; what lies between them (masks, losses, other models'
+    towers) stays as it is. Each shape has a graph of its own, since one for any shape is slower: compute what has other
+    shapes than training's under ``torch.compiler.set_stance("force_eager")``.
+
+    Args:
+        model: Changed in place.
+        backend: Of ``torch.compile``.
+    """
+    for module in model.modules():
+        if isinstance(module, Block | JointBlock):
+            module.compile(backend=backend, dynamic=False)
 
 
 class Attention(nn.Module):

@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 import torch
-from support.processes import run_world
+from support.crashing import FAULTS
+from support.processes import run_ranks, run_worlds
 
 from engine.parallel.devices import local_device
 from engine.records.status import read_status
 from engine.training.optimizer import place_steps
+from launch.config import LaunchConfig
+from launch.submit import make_job
+from launch.torchrun import GPUS, worker_environment
+from launch.training import TrainingRun
 
 
 @pytest.fixture
@@ -19,17 +24,37 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("no_gpu")
-def test_a_gpu_that_can_not_be_used_is_an_error(tmp_path: Path) -> None:
+def test_a_gpu_that_can_not_be_used_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert local_device({}, tmp_path) == torch.device("cpu")
     (tmp_path / "nvidiactl").touch()
     assert local_device({"SLURM_GPUS_ON_NODE": "0"}, tmp_path) == torch.device("cpu")
-    with pytest.raises(ValueError, match=r"there is a GPU, and PyTorch .* can't use it"):
-        local_device({"SLURM_GPUS_ON_NODE": "4"}, tmp_path)
+    for name in ("SLURM_GPUS_ON_NODE", GPUS):
+        monkeypatch.setattr(torch.version, "cuda", "13.0")
+        with pytest.raises(ValueError, match=rf"4 GPU\(s\) were asked for \({name}\)") as caught:
+            local_device({name: "4"}, tmp_path)
+        assert "is built for CUDA 13.0 and needs NVIDIA driver 580 or newer" in str(caught.value)
+        monkeypatch.setattr(torch.version, "cuda", None)
+        with pytest.raises(ValueError, match="is built for CPUs only: install a build for CUDA"):
+            local_device({name: "4"}, tmp_path)
     (tmp_path / "nvidia0").touch()
-    with pytest.raises(ValueError, match="nvidia-smi shows"):
+    with pytest.raises(ValueError, match=r"there is a GPU, and PyTorch .* can't use it"):
         local_device({}, tmp_path)
     for hidden in ("", "-1"):
         assert local_device({"CUDA_VISIBLE_DEVICES": hidden}, tmp_path) == torch.device("cpu")
+
+
+def test_the_launcher_tells_workers_that_gpus_are_meant() -> None:
+    runs = TrainingRun(Path("train.py"), (), Path("run"))
+    for config, said in ((LaunchConfig(gpus_per_node=2), "2"), (LaunchConfig(gpus_per_node=0), None)):
+        job = make_job(config, runs, Path.cwd())
+        assert worker_environment(1, extra=job.environment).get(GPUS) == said
+
+
+def test_a_deterministic_run_asks_torch_for_it(tmp_path: Path) -> None:
+    settings = ["train.parallel.deterministic=true", "data.train=none"]
+    (rank,) = run_worlds([["-m", "support.crashing", f"output_dir={tmp_path / 'none'}", *settings]], 1)[0]
+    assert rank.returncode == 0, rank.stderr
+    assert "deterministic: True :4096:8" in rank.stderr
 
 
 def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,20 +68,28 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
 def test_counts_of_steps_lie_where_their_parameters_are() -> None:
     """As after a universal checkpoint: a count on the CPU, and a parameter that isn't there."""
     parameter = torch.nn.Parameter(torch.zeros(3, device="meta"))
-    for fused in (False, True):
-        optimizer = torch.optim.AdamW([parameter])
-        optimizer.defaults["fused"] = fused
-        optimizer.state[parameter] = {"step": torch.tensor(7, dtype=torch.int64)}
+    optimizer = torch.optim.AdamW([parameter])
+    for stored in (torch.tensor(7, dtype=torch.int64), torch.tensor(7.0), 7):
+        optimizer.state[parameter] = {"step": stored}
         place_steps(optimizer)
         step = optimizer.state[parameter]["step"]
-        assert (step.device.type, step.dtype) == (("meta", torch.float32) if fused else ("cpu", torch.int64))
+        assert (step.device.type, step.dtype) == ("meta", torch.float32)
 
 
 def test_a_fault_on_one_rank_ends_all_of_them_with_its_traceback(tmp_path: Path) -> None:
-    settings = [f"output_dir={tmp_path}", "data.train=none"]
+    programs = [
+        ["-m", "support.crashing", f"output_dir={tmp_path / phase}", "data.train=none"] for phase in FAULTS
+    ]
     # In less than the half hour for which a collective waits.
-    ranks = run_world("-m", "support.crashing", *settings, world_size=2, timeout=120)
-    assert [rank.returncode for rank in ranks] == [1, 1]
-    assert "RuntimeError: a fault of ours" in ranks[1].stderr
-    assert "Traceback" in ranks[1].stderr
-    assert read_status(tmp_path)["state"] == "failed"
+    for phase, ranks in zip(FAULTS, run_worlds(programs, 2, timeout=120), strict=True):
+        interrupted = phase == "interrupt"
+        assert [rank.returncode for rank in ranks] == [1, 130 if interrupted else 1], phase
+        assert "Traceback" in ranks[1].stderr, phase
+        assert ("KeyboardInterrupt" if interrupted else "RuntimeError: a fault of ours") in ranks[1].stderr
+        assert read_status(tmp_path / phase)["state"] == "failed", phase
+
+
+def test_rank_0_says_which_checkpoints_there_are(tmp_path: Path) -> None:
+    """On a file system that shows another rank an old listing of a folder, or none."""
+    first, second = run_ranks("support.resumes:resumed_with_a_stale_listing", 2, run=str(tmp_path))
+    assert first == second == {"resumed": 2, "skipped": [3], "back": 2, "left": [0], "finished": True}

@@ -61,16 +61,26 @@ def test_resume_is_exact(tmp_path: Path, world_size: int, cases: list[tuple[int,
 
 
 def test_resume_in_another_world(tmp_path: Path) -> None:
-    """ZeRO 0, 1 and 2; from 2 to 1, 1 to 2 and 2 to 3 processes: the same global batches, losses to rounding."""
+    """ZeRO 0, 1 and 2; from 2 to 1, 1 to 2 and 2 to 3 processes: the same global batches, losses to rounding.
+
+    ``lone`` has a group of one number: ranks of which it holds nothing but padding must resume too.
+    """
     stop = {"signal_rank": 0, "signal_step": 3}
-    from_two = {f"2to1_{z}": z for z in (0, 1, 2)} | {"2to3_1": 1}
-    from_one = {f"1to2_{z}": z for z in (0, 1, 2)}
-    fit(2, [{"run": tmp_path / name, "zero_stage": z, **stop} for name, z in from_two.items()])
-    arrivals = [{"run": tmp_path / f"2to1_{z}", "zero_stage": z} for z in (0, 1, 2)]
-    departures = [{"run": tmp_path / name, "zero_stage": z, **stop} for name, z in from_one.items()]
-    outcomes = fit(1, [{"run": tmp_path / "whole"}, *arrivals, *departures])
-    assert [outcome["finished"] for outcome in outcomes] == [True] * 4 + [False] * 3
-    fit(2, [{"run": tmp_path / name, "zero_stage": z} for name, z in from_one.items()])
-    fit(3, [{"run": tmp_path / "2to3_1", "zero_stage": 1}])
-    for name in [*from_two, *from_one]:
-        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "whole"), rel=2e-5), name
+    stages = {0: {"zero_stage": 0}, 1: {"zero_stage": 1}, 2: {"zero_stage": 2}}
+    lone = {"zero_stage": 1, "lone_group": True}
+    two_to_one = {f"2to1_{z}": stages[z] for z in stages}
+    two_to_three = {"2to3_1": stages[1], "2to3_lone": lone}
+    one_to_two = {f"1to2_{z}": stages[z] for z in stages} | {"1to2_lone": lone}
+
+    def runs(named: dict[str, dict], **more: object) -> list[dict]:
+        return [{"run": tmp_path / name, **settings, **more} for name, settings in named.items()]
+
+    whole = {"whole": stages[0], "whole_lone": {"zero_stage": 0, "lone_group": True}}
+    fit(2, runs(two_to_one | two_to_three, **stop))
+    outcomes = fit(1, runs(whole) + runs(two_to_one) + runs(one_to_two, **stop))
+    assert [outcome["finished"] for outcome in outcomes] == [True] * 5 + [False] * 4
+    fit(2, runs(one_to_two))
+    fit(3, runs(two_to_three))
+    for name in [*two_to_one, *two_to_three, *one_to_two]:
+        expected = losses(tmp_path / ("whole_lone" if name.endswith("lone") else "whole"))
+        assert losses(tmp_path / name) == pytest.approx(expected, rel=2e-5), name

@@ -1,7 +1,6 @@
 """What becomes of every tensor when weights of any source go into a model."""
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from support.small_models import SMALL, inputs, small_model
 from support.sources import mae_state, randomize, small_vit
 
 from datasets.loading.loader import DataConfig
-from engine.checkpoints.folder import CheckpointState
 from engine.config import PretrainConfig
 from engine.tasks.pretrain import initial_objective
 from models import AudioVisualClassifier, AudioVisualEncoder, CavMaeModelConfig, FbankConfig
@@ -205,7 +203,7 @@ def test_pretraining_begins_with_the_weights_it_is_given(tmp_path):
     (folder / "config.yaml").write_text(f"model:\n  name: cav_mae_tiny{text}\n")
     fbank = {"target_length": config.audio_length, "num_mel_bins": config.num_mel_bins}
     run = PretrainConfig(DataConfig("nowhere"), init=str(folder), model=config, fbank=FbankConfig(**fbank))
-    model = initial_objective(run).model
+    model = initial_objective(run, resumed=False).model
     assert all(torch.equal(value, donor.state_dict()[name]) for name, value in model.state_dict().items())
     assert read_weights(folder).config == config
 
@@ -218,8 +216,5 @@ def test_a_begun_run_needs_no_init(tmp_path):
         DataConfig("nowhere"), output_dir=str(tmp_path / "run"), init=gone, model=config, fbank=fbank
     )
     with pytest.raises((WeightsError, FileNotFoundError), match="gone"):
-        initial_objective(run)
-    checkpoint = tmp_path / "run" / "checkpoints" / "step_00000003"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "state.json").write_text(json.dumps(asdict(CheckpointState(3, 1, 0, "2", "0"))))
-    initial_objective(run)
+        initial_objective(run, resumed=False)
+    initial_objective(run, resumed=True)

@@ -21,7 +21,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
-_PRELOAD = ("deepspeed", "engine.cli", "engine.config", "engine.tasks.pretrain", "engine.tasks.finetune")
+_PRELOAD = (
+    "engine.cli",
+    "engine.config",
+    "engine.tasks.pretrain",
+    "engine.tasks.finetune",
+    # DeepSpeed imports it, and so torch's compiler, with its first optimizer: 2 s of a core.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+)
 
 _control: socket.socket | None = None
 
@@ -96,6 +103,7 @@ def _end(control: socket.socket, process: subprocess.Popen[bytes]) -> None:
 
 def _serve(control: socket.socket) -> None:
     """Forks for each request; returns in the forked program, and when nobody can ask any more."""
+    importlib.import_module("engine.parallel.world").import_deepspeed()
     for name in _PRELOAD:
         importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)

@@ -128,10 +128,7 @@ class _Said(logging.Handler):
 
 
 class _Looks(TorchDispatchMode):
-    """Notes operations that make the host wait for a number from the device, with who asked.
-
-    Adam's own count of steps is left out: it lives on the host (on a GPU the fused Adam does without).
-    """
+    """Notes operations that make the host wait for a number from the device, with who asked."""
 
     waiting = frozenset({"_local_scalar_dense", "nonzero", "equal", "masked_select", "is_nonzero", "item"})
 
@@ -142,9 +139,7 @@ class _Looks(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name = func.overloadpacket.__name__
         if name in self.waiting:
-            callers = [frame.filename for frame in traceback.extract_stack()]
-            if not any("torch/optim/" in caller for caller in callers):
-                self.seen.append(f"{name} from {traceback.format_stack(limit=8)}")
+            self.seen.append(f"{name} from {traceback.format_stack(limit=8)}")
         return func(*args, **(kwargs or {}))
 
 

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,19 @@ def run_program(*command: str, timeout: float = 240) -> subprocess.CompletedProc
 
 def run_world(*command: str, world_size: int, timeout: float = 240) -> list[subprocess.CompletedProcess[str]]:
     """Runs a program in ``world_size`` processes that see what torchrun would tell them; in rank order."""
-    address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    ranks = [environment(RANK=str(rank), LOCAL_RANK=str(rank), **address) for rank in range(world_size)]
-    return run_programs([command] * world_size, ranks, timeout)
+    return run_worlds([command], world_size, timeout)[0]
+
+
+def run_worlds(
+    commands: Sequence[Sequence[str]], world_size: int, timeout: float = 240
+) -> list[list[subprocess.CompletedProcess[str]]]:
+    """The same of several programs at the same time, each in a world of its own."""
+    ranks = []
+    for _ in commands:
+        address = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+        ranks += [environment(RANK=str(rank), LOCAL_RANK=str(rank), **address) for rank in range(world_size)]
+    done = run_programs([command for command in commands for _ in range(world_size)], ranks, timeout)
+    return [done[first : first + world_size] for first in range(0, len(done), world_size)]
 
 
 def run_ranks(target: str, world_size: int, timeout: float = 240, **arguments: Any) -> list[Any]:

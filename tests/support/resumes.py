@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from support.training import make_trainer
 
@@ -33,3 +38,38 @@ def changed_optimizers(folder: str) -> list[dict[str, Any]]:
             resumed.stop.close()
             resumed.log.close()
     return found
+
+
+def resumed_with_a_stale_listing(run: str) -> dict[str, Any]:
+    """A run resumed, led back after a bad step, and given up, where rank 1 sees no checkpoint and no list of steps."""
+    folder = Path(run)
+    with distributed() as world:
+        parallel = ParallelConfig(global_batch_size=12, precision="fp32", zero_stage=1)
+        train = TrainConfig(steps=2, log_interval=1, checkpoint_interval=2, parallel=parallel)
+        assert make_trainer(world, folder, train).fit()
+        if world.is_main:
+            (folder / "skipped_steps.json").write_text("[3]")
+        world.barrier()
+        with stale_listing() if world.rank else nullcontext():
+            trainer = make_trainer(world, folder, replace(train, steps=5))
+            found: dict[str, Any] = {"resumed": trainer.step, "skipped": sorted(trainer.skipped)}
+            trainer._ids[4] = []
+            trainer._go_back(4)
+            found |= {"back": trainer.step, "left": [int(re.findall(r"step (\d+)", trainer._retreat())[-1])]}
+            found["finished"] = trainer.fit()
+        return found
+
+
+@contextmanager
+def stale_listing() -> Iterator[None]:
+    """Listings of ``checkpoints`` are empty, and files just written are not there yet."""
+    is_file, glob = Path.is_file, Path.glob
+
+    def stale_glob(folder: Path, pattern: str) -> Iterable[Path]:
+        return [] if folder.name == "checkpoints" else glob(folder, pattern)
+
+    def stale_is_file(path: Path) -> bool:
+        return path.name != "skipped_steps.json" and is_file(path)
+
+    with patch.object(Path, "glob", stale_glob), patch.object(Path, "is_file", stale_is_file):
+        yield

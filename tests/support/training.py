@@ -13,7 +13,7 @@ import torch
 from datasets.batch import AVBatch
 from datasets.loading.loader import DataConfig
 from engine.config import RunConfig
-from engine.objectives.base import Objective
+from engine.objectives.base import LrGroup, Objective
 from engine.objectives.cav_mae import CavMae, CavMaeConfig
 from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
 from engine.parallel.world import World, distributed
@@ -136,8 +136,12 @@ def fit(
     accumulation: int = 1,
     signal_rank: int = -1,
     signal_step: int = -1,
+    lone_group: bool = False,
 ) -> dict:
-    """Trains to ``steps``; one rank may send itself SIGTERM while it reads the batch of ``signal_step``."""
+    """Trains to ``steps``; one rank may send itself SIGTERM while it reads the batch of ``signal_step``.
+
+    With ``lone_group`` one number has a group of its own, of which other ranks than the first hold padding alone.
+    """
     parallel = ParallelConfig(
         global_batch_size=12, accumulation_steps=accumulation, zero_stage=zero_stage, precision="fp32"
     )
@@ -150,8 +154,31 @@ def fit(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    trainer = make_trainer(world, Path(run), train, loader=loader)
-    return {"finished": trainer.fit(), "step": trainer.step}
+    objective = small_objective() if not lone_group else _with_lone_group()
+    trainer = make_trainer(world, Path(run), train, objective=objective, loader=loader)
+    finished = trainer.fit()
+    inner = getattr(trainer.engine.optimizer, "optimizer", trainer.engine.optimizer)
+    assert all(
+        s["step"].device == p.device and s["step"].dtype == torch.float32 for p, s in inner.state.items()
+    )
+    return {"finished": finished, "step": trainer.step}
+
+
+class _Scaled(CavMae):
+    def lr_groups(self) -> dict[str, LrGroup]:
+        return {"scale": LrGroup("scale", 2.0)}
+
+    def forward(self, batch: AVBatch) -> dict[str, torch.Tensor]:
+        values = super().forward(batch)
+        scale = self.model.scale
+        assert isinstance(scale, torch.Tensor)
+        return values | {"loss": values["loss"] * (1 + scale).squeeze()}
+
+
+def _with_lone_group() -> CavMae:
+    base = small_objective()
+    base.model.register_parameter("scale", torch.nn.Parameter(torch.zeros(1)))
+    return _Scaled(base.model, base.audio_front_end.config, base.config)
 
 
 def fits(runs: list[dict]) -> list[dict]:
