@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 from engine.parallel.allocator import keep_freed_memory
 from engine.parallel.devices import local_device
@@ -250,11 +249,26 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if _Company.alone or not dist.is_initialized() or dist.get_world_size() == 1:
         return rows
-    everyone = torch.cat(all_gather_with_gradient(rows.contiguous()))
-    if everyone.requires_grad:
-        # Gradients are exchanged as they lie in memory: a transposed one would arrive with its values in other places.
-        everyone.register_hook(lambda gradient: gradient.contiguous())
+    everyone = _GatherRows.apply(rows)
+    assert isinstance(everyone, Tensor)
     return everyone
+
+
+class _GatherRows(torch.autograd.Function):
+    """One collective each way: gathers rows, and gives each rank the sum of what all ranks say of its own."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        everyone = rows.new_empty(dist.get_world_size() * len(rows), *rows.shape[1:])
+        dist.all_gather_into_tensor(everyone, rows.contiguous())
+        return everyone
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]  # torch's stub takes any number
+        own = gradient.new_empty(len(gradient) // dist.get_world_size(), *gradient.shape[1:])
+        # Contiguous: gradients are exchanged as they lie in memory.
+        dist.reduce_scatter_tensor(own, gradient.contiguous())
+        return own
 
 
 def rank() -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ class MetricBuffer:
     def __init__(self, capacity: int, device: torch.device) -> None:
         self._capacity, self._device = capacity, device
         self._names: list[str] = []
-        self._rows: Tensor = torch.empty(0)
+        self._rows: Tensor = torch.empty(0, 0, device=device)
         self._steps: list[int] = []
 
     def __len__(self) -> int:
@@ -33,18 +35,26 @@ class MetricBuffer:
         self._rows[len(self._steps)].copy_(values, non_blocking=True)
         self._steps.append(step)
 
-    def drain(self, world: World) -> dict[int, dict[str, float]]:
-        """Every noted step's metrics, averaged over the ranks, and empties the buffer. Every rank calls it."""
-        count = len(self._steps)
-        if not count:
-            return {}
-        rows = world.sum(self._rows[:count].clone()) / world.size
+    def drain(self, world: World, told: Sequence[int] = ()) -> tuple[dict[int, dict[str, float]], list[int]]:
+        """Shares what was noted, and empties the buffer; every rank calls it.
+
+        Args:
+            world: The processes.
+            told: Small whole numbers of this rank, which go along in the same reduction.
+
+        Returns:
+            Every noted step's metrics, averaged over the ranks, and the sums of ``told``, which are exact.
+        """
+        rows = self._rows[: len(self._steps)]
+        numbers = torch.tensor(told, dtype=torch.float32, device=self._device)
+        shared = world.sum(torch.cat([rows.flatten(), numbers]))
+        means, sums = (shared[: rows.numel()] / world.size).view_as(rows), shared[rows.numel() :]
         table = {
             step: dict(zip(self._names, row, strict=True))
-            for step, row in zip(self._steps, rows.tolist(), strict=True)
+            for step, row in zip(self._steps, means.tolist(), strict=True)
         }
         self._steps = []
-        return table
+        return table, [round(value) for value in sums.tolist()]
 
 
 def mean_metrics(table: dict[int, dict[str, float]]) -> dict[str, float]:

@@ -265,8 +265,9 @@ class Trainer:
 
     def _report(self) -> int | None:
         """Looks at the steps since the last look; returns the first with non-finite numbers, if any."""
-        table = self._metrics.drain(self.world)
-        self._count_failures()
+        table, (failures,) = self._metrics.drain(self.world, [len(self._failures)])
+        if failures:
+            self._share_failures()
         for step, values in table.items():
             if not all(map(math.isfinite, values.values())):
                 return step
@@ -289,7 +290,7 @@ class Trainer:
             "train/unreadable_clips": float(self._budget.failed),
         }
 
-    def _count_failures(self) -> None:
+    def _share_failures(self) -> None:
         """Shares the unreadable clips of all ranks, names the new ones, stops the run where they are too many."""
         failures = [failure for part in self.world.gather_objects(self._failures) for failure in part]
         self._failures = []

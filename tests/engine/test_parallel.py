@@ -97,3 +97,10 @@ def test_bf16_is_near_fp32_with_float32_gradients(results, zero_stage: int) -> N
     whole, expected = (torch.cat([g[name].flatten() for name in grads]) for g in (result["grads"], grads))
     assert whole.dtype == torch.float32
     assert 1e-5 < relative(whole, expected) < 5e-2
+
+
+def test_rows_are_gathered_as_by_torch() -> None:
+    """The same rows, and the same gradients but for the order of a sum."""
+    for (rows, gradient), (expected, expected_gradient) in run_ranks("support.training:gathered", 2):
+        assert torch.equal(rows, expected)
+        torch.testing.assert_close(gradient, expected_gradient)

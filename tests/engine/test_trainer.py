@@ -92,10 +92,15 @@ def test_a_step_waits_for_no_number(tmp_path: Path, zero_stage: int) -> None:
 
 
 def test_unreadable_clips_are_named_and_have_a_budget(tmp_path: Path) -> None:
-    within = run_ranks("support.mishaps:unreadable", 1, run=str(tmp_path / "a"), fraction=0.05)[0]
+    within, other = run_ranks(
+        "support.mishaps:unreadable", 2, run=str(tmp_path / "a"), fraction=0.05, every=4
+    )
     assert within["error"] is None
     assert "unreadable clip bad0 in shard-000007.tar: not a JPEG" in within["said"]
-    assert read_metrics(tmp_path / "a")[-1]["train/unreadable_clips"] == 40
+    assert read_metrics(tmp_path / "a")[-1]["train/unreadable_clips"] == 10
+    assert (
+        within["shared"] == other["shared"] == 10
+    )  # of 40 looks: where there is nothing to name, ranks tell nothing
     beyond = run_ranks("support.mishaps:unreadable", 1, run=str(tmp_path / "b"), fraction=0.01)[0]
     assert beyond["step"] == 11
     assert "max_bad_fraction" in beyond["error"]

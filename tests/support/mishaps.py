@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from support.training import make_trainer, micro_batches, small_objective
@@ -161,25 +162,31 @@ def looks_in_a_step(run: str, zero_stage: Any) -> list[str]:
         return looks.seen
 
 
-def unreadable(run: str, fraction: float) -> dict:
-    """A run in which every batch has one unreadable clip."""
+def unreadable(run: str, fraction: float, every: int = 1) -> dict:
+    """A run in which the last rank has an unreadable clip in one batch of ``every``."""
     with distributed() as world:
         parallel = ParallelConfig(global_batch_size=12, precision="fp32")
         train = TrainConfig(steps=40, log_interval=1, checkpoint_interval=50, parallel=parallel)
 
         def loader(start: int, skipped: Collection[int]) -> Iterator[AVBatch]:
-            for number, batch in enumerate(micro_batches(0, 1, parallel, start, skipped)):
-                yield replace(batch, failures=[ReadFailure(f"bad{number}", "shard-000007.tar", "not a JPEG")])
+            batches = micro_batches(world.rank, world.size, parallel, start, skipped)
+            for number, batch in enumerate(batches):
+                bad = world.rank == world.size - 1 and number % every == 0
+                failure = ReadFailure(f"bad{number}", "shard-000007.tar", "not a JPEG")
+                yield replace(batch, failures=[failure] if bad else [])
 
         trainer = make_trainer(world, Path(run), train, loader=loader)
         trainer._budget = FailureBudget(fraction)
         said = _Said()
         logger.addHandler(said)
-        try:
-            trainer.fit()
-        except TooManyFailuresError as error:
-            return {"error": str(error), "step": trainer.step, "said": said.text}
-        return {"error": None, "step": trainer.step, "said": said.text}
+        error, shared = None, 0
+        with patch.object(trainer, "_share_failures", wraps=trainer._share_failures) as share:
+            try:
+                trainer.fit()
+            except TooManyFailuresError as problem:
+                error = str(problem)
+            shared = share.call_count
+        return {"error": error, "step": trainer.step, "said": said.text, "shared": shared}
 
 
 def evaluated(run: str) -> dict:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.distributed.nn.functional import all_gather
 
 from datasets.batch import AVBatch
 from datasets.loading.loader import DataConfig
@@ -16,7 +17,7 @@ from engine.config import RunConfig
 from engine.objectives.base import LrGroup, Objective
 from engine.objectives.cav_mae import CavMae, CavMaeConfig
 from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
-from engine.parallel.world import World, distributed
+from engine.parallel.world import World, distributed, gather_rows
 from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
 from engine.training.schedule import ScheduleConfig
 from engine.training.train_config import TrainConfig
@@ -179,6 +180,28 @@ def _with_lone_group() -> CavMae:
     base = small_objective()
     base.model.register_parameter("scale", torch.nn.Parameter(torch.zeros(1)))
     return _Scaled(base.model, base.audio_front_end.config, base.config)
+
+
+def gathered() -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Rows of all ranks and the gradient of this rank's own, by `gather_rows` and by torch's function over lists."""
+    found = []
+    with distributed() as world:
+        generator = torch.Generator().manual_seed(world.rank)
+        values = torch.randn(3, 5, 2, generator=generator)
+        weights = torch.randn(2, 5, 3 * world.size, generator=generator)
+        for gather in (gather_rows, lambda rows: _contiguously(torch.cat(all_gather(rows)))):
+            rows = values.clone().requires_grad_()
+            everyone = gather(rows)
+            # Through a transposed view, so that the gradient arrives transposed in memory.
+            (everyone.permute(2, 1, 0) * weights).sum().backward()
+            assert rows.grad is not None
+            found.append((everyone.detach(), rows.grad))
+    return found
+
+
+def _contiguously(everyone: torch.Tensor) -> torch.Tensor:
+    everyone.register_hook(lambda gradient: gradient.contiguous())
+    return everyone
 
 
 def fits(runs: list[dict]) -> list[dict]:
