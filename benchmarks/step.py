@@ -32,9 +32,14 @@ from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
 from engine.objectives.base import PretrainingObjective
 from engine.objectives.registry import build_objective, list_objectives, objective_kind
-from engine.parallel.deepspeed_engine import ParallelConfig, build_engine, partition_gradients
+from engine.parallel.deepspeed_engine import (
+    ParallelConfig,
+    build_engine,
+    inner_optimizer,
+    partition_gradients,
+)
 from engine.parallel.world import World, distributed
-from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients
+from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients, skip_unless_finite
 from engine.training.peak_flops import measured_peak_flops
 from home_paths import command_line
 from models import FbankConfig, ModelConfig, build_model, create_config, list_models
@@ -122,7 +127,8 @@ def timed_step(engine, zero_stage: int, batch: AVBatch, world: World) -> float:
     start = time.perf_counter()
     loss = engine(batch)["loss"]
     engine.backward(loss)
-    clip_gradients(partition_gradients(engine, zero_stage), 1.0, partitioned=zero_stage > 0)
+    norm = clip_gradients(partition_gradients(engine, zero_stage), 1.0, partitioned=zero_stage > 0)
+    skip_unless_finite(inner_optimizer(engine), norm)
     engine.step()
     synchronize(world)
     return time.perf_counter() - start

@@ -31,7 +31,7 @@ from models.registry import (
     list_models,
     register_family,
 )
-from models.sample_random import Stream, pass_stream, uniform
+from models.sample_random import Stream, pass_stream, uniform, uniforms
 from models.workload import Workload, parameter_count
 
 __all__ = [
@@ -93,4 +93,5 @@ __all__ = [
     "roll_time",
     "training_flops",
     "uniform",
+    "uniforms",
 ]

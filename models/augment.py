@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.sample_random import Stream, uniform
+from models.sample_random import Stream, uniform, uniforms
 
 
 def add_noise(fbank: Tensor, seeds: Tensor) -> Tensor:
@@ -17,9 +17,9 @@ def add_noise(fbank: Tensor, seeds: Tensor) -> Tensor:
         fbank: (B, T, F) normalised log-mel.
         seeds: (B,) int64.
     """
-    noise = uniform(seeds, Stream.FBANK_NOISE, tuple(fbank.shape[1:]))
-    level = uniform(seeds, Stream.FBANK_NOISE_LEVEL, (1, 1)) / 10
-    return fbank + noise * level
+    draws = [(Stream.FBANK_NOISE, tuple(fbank.shape[1:])), (Stream.FBANK_NOISE_LEVEL, (1, 1))]
+    noise, level = uniforms(seeds, draws)
+    return fbank + noise * (level / 10)
 
 
 def roll_time(fbank: Tensor, seeds: Tensor) -> Tensor:

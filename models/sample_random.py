@@ -8,6 +8,7 @@ a batch or alone, and there is no state to keep.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from enum import IntEnum
 
 import torch
@@ -73,8 +74,32 @@ def uniform(seeds: Tensor, stream: int, shape: tuple[int, ...] = ()) -> Tensor:
     Returns:
         (B, *shape) float32 on the device of the seeds.
     """
-    bits = spawn(seeds, stream, math.prod(shape))
-    return (((bits >> 40) & 0xFFFFFF).float() * 2.0**-24).reshape(len(seeds), *shape)
+    return _fractions(spawn(seeds, stream, math.prod(shape))).reshape(len(seeds), *shape)
+
+
+def _fractions(bits: Tensor) -> Tensor:
+    """The upper 24 bits as multiples of 2^-24 in [0, 1)."""
+    return ((bits >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+def uniforms(seeds: Tensor, draws: Sequence[tuple[int, tuple[int, ...]]]) -> list[Tensor]:
+    """The same of several streams at once, which costs as many operations as one.
+
+    Args:
+        seeds: (B,) int64.
+        draws: For each result its stream and the shape of one sample's numbers.
+
+    Returns:
+        (B, *shape) float32 for each of ``draws``.
+    """
+    counts = [math.prod(shape) for _, shape in draws]
+    base = _mix(seeds + _GOLDEN)
+    keys = _mix(torch.stack([base + stream for stream, _ in draws], dim=1))
+    first = torch.cat([keys[:, i, None].expand(-1, count) for i, count in enumerate(counts)], dim=1)
+    counter = torch.cat([torch.arange(1, count + 1, device=seeds.device) for count in counts])
+    values = _fractions(_mix(first + counter * _GOLDEN))
+    parts = zip(values.split(counts, dim=1), draws, strict=True)
+    return [part.reshape(len(seeds), *shape) for part, (_, shape) in parts]
 
 
 def spawn(seeds: Tensor, stream: int, count: int) -> Tensor:

@@ -24,7 +24,7 @@ from models import (
     augment_fbank,
     pass_stream,
     training_flops,
-    uniform,
+    uniforms,
 )
 from models.cav_mae.workload import activation_bytes, encoder_flops
 from models.layers.masking import num_kept
@@ -103,13 +103,12 @@ class CavMae(PretrainingObjective[AudioVisualMAE]):
         ratio = self.config.contrast_mask_ratio
         return self.model(fbank, frames, *self._noise(seeds, 1), reconstruct=False, ratio=ratio)
 
-    def _noise(self, seeds: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Of the masks of the ``number``-th pass."""
+    def _noise(self, seeds: Tensor, number: int) -> list[Tensor]:
+        """Of the masks of the ``number``-th pass, audio and visual."""
         config = self.model.config
-        return (
-            uniform(seeds, pass_stream(Stream.MASK_AUDIO, number), (config.num_audio_tokens,)),
-            uniform(seeds, pass_stream(Stream.MASK_VISUAL, number), (config.num_visual_tokens,)),
-        )
+        audio = (pass_stream(Stream.MASK_AUDIO, number), (config.num_audio_tokens,))
+        visual = (pass_stream(Stream.MASK_VISUAL, number), (config.num_visual_tokens,))
+        return uniforms(seeds, [audio, visual])
 
     def no_weight_decay(self) -> set[str]:
         """See `Objective.no_weight_decay`."""

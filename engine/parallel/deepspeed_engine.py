@@ -106,6 +106,11 @@ def build_engine(
     return engine
 
 
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The optimizer that takes the steps, within DeepSpeed's own where ZeRO partitions."""
+    return getattr(engine.optimizer, "optimizer", engine.optimizer)
+
+
 def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
     """The averaged gradients that this rank's optimizer is about to use, to be changed in place.
 

@@ -120,8 +120,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: Callable[[float], float]) -> di
 def clip_gradients(gradients: list[Tensor], max_norm: float | None, partitioned: bool) -> Tensor:
     """Norm of the whole gradient; scales the gradients to at most ``max_norm``, in place.
 
-    A gradient with a non-finite norm is set to zero, so that the weights stay finite until the next log interval
-    finds out. Nothing here waits for the device.
+    Nothing here waits for the device, and the number of operations does not grow with that of the gradients. Where the
+    norm is not finite, the gradients are not either: see `skip_unless_finite`.
 
     Args:
         gradients: This rank's gradients, already averaged over the ranks.
@@ -136,10 +136,18 @@ def clip_gradients(gradients: list[Tensor], max_norm: float | None, partitioned:
     if partitioned and dist.get_world_size() > 1:
         dist.all_reduce(total)
     norm = total.sqrt()
-    finite = torch.isfinite(norm)
-    scale = torch.ones_like(norm) if max_norm is None else (max_norm / (norm + 1e-6)).clamp(max=1.0)
-    torch._foreach_mul_(gradients, torch.where(finite, scale, torch.zeros_like(scale)))
-    # 0 × inf is NaN: a non-finite gradient has to be replaced, not scaled.
-    for gradient in gradients:
-        gradient.masked_fill_(~finite, 0.0)
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
+
+
+def skip_unless_finite(optimizer: torch.optim.Optimizer, norm: Tensor) -> None:
+    """Makes the next step change nothing if the gradient's norm is not finite; nobody waits for the device to know.
+
+    The weights stay as they are then until the next log interval finds out.
+
+    Args:
+        optimizer: From `build_optimizer`: fused Adam looks at ``found_inf``, as of torch's gradient scaler.
+        norm: () of `clip_gradients`.
+    """
+    optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ from engine.checkpoints.folder import Checkpoint
 from engine.checkpoints.keeping import clear_leftovers, newest_sound_checkpoint
 from engine.checkpoints.loading import check_objective, load_checkpoint, make_universal, needs_universal
 from engine.objectives.base import Objective
-from engine.parallel.deepspeed_engine import build_engine, reading_universal
+from engine.parallel.deepspeed_engine import build_engine, inner_optimizer, reading_universal
 from engine.parallel.world import World
 from engine.records.runlog import logger
 from engine.training.changes import check_data, check_groups, check_settings, naming_changes
@@ -92,7 +92,7 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) 
     with nullcontext() if universal is None else reading_universal(engine):
         load_checkpoint(engine, checkpoint, universal)
     apply_settings(engine.optimizer, settings)
-    place_steps(getattr(engine.optimizer, "optimizer", engine.optimizer))
+    place_steps(inner_optimizer(engine))
     if universal is not None:
         world.barrier()
         if world.is_main:

@@ -25,14 +25,14 @@ from engine.checkpoints.keeping import last_known_good, newest_sound_checkpoint,
 from engine.checkpoints.saving import Notes, save_checkpoint
 from engine.checkpoints.weights import weights_are_finite
 from engine.objectives.base import Objective, first_step
-from engine.parallel.deepspeed_engine import partition_gradients
+from engine.parallel.deepspeed_engine import inner_optimizer, partition_gradients
 from engine.parallel.watch import StepWatch
 from engine.parallel.world import World
 from engine.records.attempts import Attempt, device_name
 from engine.records.metrics import MetricBuffer, mean_metrics
 from engine.records.runlog import RunLog, logger
 from engine.training.hooks import Hook
-from engine.training.optimizer import clip_gradients, set_lr
+from engine.training.optimizer import clip_gradients, set_lr, skip_unless_finite
 from engine.training.resume import restore, resume
 from engine.training.schedule import lr_factor
 from engine.training.spoiling_clips import spoiling_clips
@@ -249,7 +249,9 @@ class Trainer:
     def _clip(self) -> torch.Tensor:
         stage = self.config.parallel.zero_stage
         gradients = partition_gradients(self.engine, stage)
-        return clip_gradients(gradients, self.optimizer.clip_grad, partitioned=stage > 0)
+        norm = clip_gradients(gradients, self.optimizer.clip_grad, partitioned=stage > 0)
+        skip_unless_finite(inner_optimizer(self.engine), norm)
+        return norm
 
     @property
     def _steps_per_epoch(self) -> float:

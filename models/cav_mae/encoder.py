@@ -90,7 +90,8 @@ class ModalityEncoder(nn.Module):
         """What the first block takes; arguments and shapes as of ``forward``."""
         if ids_keep is None:
             return self.patch_embed(patches) + (self.pos_embed + self.modality_embed)
-        places = (self.pos_embed + self.modality_embed)[ids_keep]
+        # Gathered without the part that has a gradient: the backward pass of a gather sorts.
+        places = self.pos_embed[ids_keep] + self.modality_embed
         return self.patch_embed(gather_tokens(patches, ids_keep)) + places
 
 

@@ -81,7 +81,7 @@ def test_a_fault_on_one_rank_ends_all_of_them_with_its_traceback(tmp_path: Path)
         ["-m", "support.crashing", f"output_dir={tmp_path / phase}", "data.train=none"] for phase in FAULTS
     ]
     # In less than the half hour for which a collective waits.
-    for phase, ranks in zip(FAULTS, run_worlds(programs, 2, timeout=120), strict=True):
+    for phase, ranks in zip(FAULTS, run_worlds(programs, 2, timeout=600), strict=True):
         interrupted = phase == "interrupt"
         assert [rank.returncode for rank in ranks] == [1, 130 if interrupted else 1], phase
         assert "Traceback" in ranks[1].stderr, phase

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models import Stream, uniform
+from models import Stream, uniform, uniforms
 
 N = 4096
 
@@ -71,3 +71,10 @@ def test_first_values_of_neighbouring_seeds_are_uncorrelated():
 
 def test_streams_are_distinct():
     assert len(set(Stream)) == len(Stream.__members__)
+
+
+def test_several_streams_at_once_are_those_one_by_one():
+    seeds = torch.tensor([1, -7, 2**62])
+    draws = [(3, (4, 5)), (260, ()), (9, (1, 1))]
+    for together, (stream, shape) in zip(uniforms(seeds, draws), draws, strict=True):
+        assert torch.equal(together, uniform(seeds, stream, shape))
