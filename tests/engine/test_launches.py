@@ -40,7 +40,7 @@ def test_a_step_keeps_to_its_budget() -> None:
         with _Launches() as forward:
             loss = objective(batch)["loss"]
         with _Launches() as backward:
-            loss.backward()
+            loss.backward()  # pyright: ignore[reportPossiblyUnbound]
         gradients = [p.grad for p in objective.model.parameters() if p.grad is not None]
         with _Launches() as clipping:
             skip_unless_finite(optimizer, clip_gradients(gradients, 1.0, partitioned=False))

@@ -13,6 +13,7 @@ from benchmarks.comparison import (
 from benchmarks.comparison_page import BEGIN, END, MAVIL, OBJECTIVES, plot, render, write_page
 from benchmarks.mavil import candidates
 from engine.config import PretrainConfig, parse_config
+from engine.objectives.mavil import MavilConfig
 from engine.objectives.registry import list_objectives
 
 
@@ -52,7 +53,9 @@ def test_mavil_is_compared_with_what_costs_as_much():
     for number, candidate in enumerate(order):
         parsed(candidate)
         assert candidate.teacher is None or candidate.teacher in order[:number]
-    assert parsed(found["mavil without contrast within a modality"]).objective.intra_weight == 0
+    objective = parsed(found["mavil without contrast within a modality"]).objective
+    assert isinstance(objective, MavilConfig)
+    assert objective.intra_weight == 0
     assert found["mavil_self_training"].teacher is found["mavil"]
     assert found["mavil_self_training, second round"].teacher is found["mavil_self_training"]
     assert found["mavil, twice as long"].times == 2

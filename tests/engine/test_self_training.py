@@ -24,8 +24,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_each_round_learns_from_the_one_before(shards, tmp_path):
-    given = {"shards": str(shards), "folder": str(tmp_path)}
-    (found,) = run_ranks("support.self_training:rounds_apart", 1, **given)
+    (found,) = run_ranks("support.self_training:rounds_apart", 1, shards=str(shards), folder=str(tmp_path))
     assert found == {"first": True, "one": True, "two": True, "stopped": False}
     for number in (1, 2):
         one = tmp_path / "rounds" / f"round_{number}"
@@ -41,7 +40,8 @@ def test_each_round_learns_from_the_one_before(shards, tmp_path):
 
     # Stopped in the middle of a round, and gone on with by two processes: as if nothing had been.
     assert 2 <= len(losses(tmp_path / "stopped" / "round_2")) < 6
-    assert run_ranks("support.self_training:the_rest", 2, **given) == [True, True]
+    rest = run_ranks("support.self_training:the_rest", 2, shards=str(shards), folder=str(tmp_path))
+    assert rest == [True, True]
     for number in (1, 2):
         expected = losses(tmp_path / "rounds" / f"round_{number}")
         assert losses(tmp_path / "stopped" / f"round_{number}") == pytest.approx(expected, rel=1e-5)

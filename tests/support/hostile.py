@@ -6,6 +6,7 @@ import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from support.training import fit
@@ -15,8 +16,8 @@ from engine.checkpoints.integrity import STATE, write_sealed
 from engine.parallel.world import World, distributed
 
 #: Steps of a run that is interrupted, and of the resumed one.
-SHORT = {"steps": 3, "signal_rank": 0, "signal_step": 1}
-WHOLE = {"steps": 3}
+SHORT: dict[str, Any] = {"steps": 3, "signal_rank": 0, "signal_step": 1}
+WHOLE: dict[str, Any] = {"steps": 3}
 
 
 class Bomb:
