@@ -215,7 +215,7 @@ def flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 @contextmanager
-def start_python(words: Sequence[str], log: Path) -> Iterator[psutil.Process]:
+def start_python(words: Sequence[str], log: Path) -> Iterator[psutil.Popen]:
     """A program of the project on one thread, ended with the ``with`` block if it still runs.
 
     Raises:
@@ -256,7 +256,7 @@ def run_python(words: Sequence[str], log: Path) -> int:
     return most
 
 
-def seconds_until(process: psutil.Process, run: Path, step: int) -> float:
+def seconds_until(process: psutil.Popen, run: Path, step: int) -> float:
     """Processor seconds that a training process and its children have used when it has done a step."""
     while process.poll() is None:
         known = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
