@@ -145,8 +145,10 @@ class Comparison:
             first, last = _MEASURED
             words = self._words(candidate, self._seeds[0], last + 1, run, val=None)
             with start_python([*words, "train.log_interval=1"], folder / "run.log") as process:
-                used = [seconds_until(process, run, step) for step in (first, last)]
-            seconds = (used[1] - used[0]) / (last - first)
+                (began, before), (ended, after) = (
+                    seconds_until(process, run, step) for step in (first, last)
+                )
+            seconds = (after - before) / (ended - began)
             write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
 
@@ -155,6 +157,10 @@ class Comparison:
         folder = self._run(candidate, seed).parent
         path = folder / "result.json"
         values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if values.get("budget", self._minutes) != self._minutes:
+            raise ValueError(
+                f"{path} is of {values['budget']:g} processor minutes, not {self._minutes:g}: name another --out"
+            )
         if not values:
             values = self._pretrained(candidate, seed)
             write_atomically(path, json.dumps(values, indent=1) + "\n")
@@ -172,7 +178,8 @@ class Comparison:
         peak_bytes = run_python(self._words(candidate, seed, steps, run, val="test"), run.with_suffix(".log"))
         measured = read_metrics(run)[-1]
         return {
-            "name": candidate.name, "seed": seed, "steps": steps, "clips": steps * candidate.batch,
+            "name": candidate.name, "seed": seed, "budget": self._minutes, "steps": steps,
+            "clips": steps * candidate.batch,
             "minutes": steps * seconds / 60, "clips_per_second": candidate.batch / seconds,
             "peak_bytes": peak_bytes,
             "measured": {k.removeprefix("val/"): v for k, v in measured.items() if k.startswith("val/")},
@@ -256,13 +263,15 @@ def run_python(words: Sequence[str], log: Path) -> int:
     return most
 
 
-def seconds_until(process: psutil.Popen, run: Path, step: int) -> float:
-    """Processor seconds that a training process and its children have used when it has done a step."""
+def seconds_until(process: psutil.Popen, run: Path, step: int) -> tuple[int, float]:
+    """The step that a training process has come to, ``step`` or later, and the processor seconds used until then."""
     while process.poll() is None:
         known = read_metrics(run) if (run / "metrics.jsonl").is_file() else []
-        if any(record["step"] >= step for record in known if "train/loss" in record):
-            times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
-            return sum(one.user + one.system for one in times)
+        done = max((int(record["step"]) for record in known if "train/loss" in record), default=0)
+        if done >= step:
+            with suppress(psutil.NoSuchProcess):  # a child that has just ended
+                times = [one.cpu_times() for one in [process, *process.children(recursive=True)]]
+                return done, sum(one.user + one.system for one in times)
         time.sleep(0.05)
     raise RuntimeError(f"the run in {run} ended before step {step}")
 

@@ -7,7 +7,7 @@ The plan is made on the disk (``datasets.prepare.plan_db``) and ends as the file
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,7 +75,8 @@ def _plan(config: PrepareConfig, scratch: Scratch, lengths: Lengths) -> Job:
 @contextmanager
 def _cleared(out: Path) -> Iterator[None]:
     """Forgets a plan that was never finished; leaves nothing behind if this one isn't either."""
-    with new_folder(out):
+    with removed_if_empty(missing_folders(out)):
+        check_writable(out)
         forget(out)
         try:
             yield
@@ -84,15 +85,18 @@ def _cleared(out: Path) -> Iterator[None]:
             raise
 
 
+def missing_folders(folder: Path) -> list[Path]:
+    """What has to be made for a folder to be there, itself first."""
+    return [one for one in (folder, *folder.parents) if not one.exists()]
+
+
 @contextmanager
-def new_folder(folder: Path) -> Iterator[None]:
-    """Makes a folder that is to be written to, unless it is there; if the block fails, no empty one is left behind."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+def removed_if_empty(folders: Sequence[Path]) -> Iterator[None]:
+    """Removes folders that were made for the block if it fails and has left nothing in them."""
     try:
-        check_writable(folder)
         yield
     except BaseException:
-        for one in missing:
+        for one in folders:
             with suppress(OSError):
                 one.rmdir()
         raise

@@ -18,7 +18,7 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from datasets.index import build_table
 from datasets.prepare.config import PrepareConfig
 from datasets.prepare.encode import Encoded, Encoder, Work
 from datasets.prepare.fbank_stats import Moments, spread_rows
-from datasets.prepare.planning import make_plan, new_folder
+from datasets.prepare.planning import make_plan, missing_folders, removed_if_empty
 from datasets.prepare.resume import Job, Progress, SplitJournal, compare_settings, forget
 from datasets.prepare.segments import FileLength
 from datasets.prepare.shard_output import (
@@ -73,7 +73,10 @@ def prepare(config: PrepareConfig) -> list[Path]:
         refuse_links(out)
     except ValueError as error:
         raise PrepareError(str(error)) from None
-    with nullcontext() if out.exists() else new_folder(out), _alone(out):
+    if missing := missing_folders(out):
+        check_writable(out)
+    # Nothing is removed where it is another process that has made the folder.
+    with _alone(out), removed_if_empty(missing):
         return _prepare(config, out)
 
 

@@ -36,7 +36,10 @@ def local_device(environment: Mapping[str, str] = os.environ, devices: Path = Pa
     for name in ("EARSIGHT_GPUS_PER_NODE", "SLURM_GPUS_ON_NODE"):
         given = environment.get(name, "0")
         if given.isdigit() and int(given):
-            raise ValueError(f"{given} GPU(s) were asked for ({name}), {_why_unusable()}")
+            raise ValueError(
+                f"{name}={given}: this node's processes are to have a GPU each, {_why_unusable()}. To compute on CPUs, "
+                "launch with gpus_per_node=0"
+            )
     if any(devices.glob("nvidia[0-9]*")):
         raise ValueError(f"there is a GPU, {_why_unusable()}")
     return torch.device("cpu")

@@ -182,9 +182,8 @@ class Trainer:
                 continue
             if due.evaluation:
                 self._evaluate()
-            for hook in due.hooks:
-                if self.world.is_main:
-                    hook.update(self.objective.model, self.step)
+            if due.hooks:
+                self._update(due.hooks)
             learned = self._notes.loss is not None or self.step == self.total_steps
             if (due.checkpoint or due.stop) and learned:  # not after skipped steps alone
                 self._save()
@@ -194,6 +193,14 @@ class Trainer:
                 )
                 return False
         return True
+
+    def _update(self, hooks: Sequence[Hook]) -> None:
+        """Calls rank 0's hooks; like an evaluation, outside compiled graphs and the throughput of training."""
+        if self.world.is_main:
+            with torch.compiler.set_stance("force_eager"):
+                for hook in hooks:
+                    hook.update(self.objective.model, self.step)
+        self._throughput.restart()
 
     def _due(self) -> Due:
         """What follows the step just taken; the same on every rank."""

@@ -48,8 +48,8 @@ class TowerConfig:
             )
         if self.lora.rank and (self.frozen or self.source is None):
             raise ValueError(
-                "lora updates the weights of a tower's source, and leaves these as they are: give the source, and "
-                "leave frozen out"
+                "lora trains updates to the weights of a tower's source: give the source, and leave frozen out (the "
+                "source's own weights stay as they are)"
             )
 
 

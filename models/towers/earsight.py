@@ -52,8 +52,8 @@ class _EncoderTower(nn.Module):
         config = found.model_config()
         if not config.is_self_contained:
             raise ValueError(
-                f"{found.path} was made of folders of transformers, which can't be read through a run: name such a "
-                "folder itself as the source"
+                f"{found.path} took its towers from other sources, which can't be read through it: name one of these "
+                "as the source"
             )
         encoder = build_encoder(config)
         initialize(encoder, found)

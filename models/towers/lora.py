@@ -14,8 +14,8 @@ class LoraConfig:
     """Low-rank updates of linear layers (Hu et al., arXiv 2106.09685): ``W + alpha / rank · B A``, B zero at the start.
 
     Attributes:
-        rank: Rows of A; 0 for no LoRA.
-        alpha: See above.
+        rank: Of the updates; 0 for no LoRA.
+        alpha: Scale of the updates, times 1 / rank.
         layers: The linear layers that get one, by the last part of their names, such as ``[query, value]``.
     """
 

@@ -87,14 +87,14 @@ def test_at_equal_samples_and_hours(tmp_path: Path, capsys: pytest.CaptureFixtur
 def test_beside_the_card(
     tmp_path: Path, values: dict[str, float], settings: dict[str, object], verdict: str, why: str
 ) -> None:
-    run = RunFolder.open(make_run(tmp_path / "run", 0.1, values, batch=64, **settings))
+    run = RunFolder.open(make_run(tmp_path / "run", 0.1, values, batch=32, **settings))
     judgement = judge(run, nearest_recipe(run))
     assert judgement.verdict == verdict
     assert re.search(why, judgement.why)
 
 
 def test_points_of_a_curve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RunFolder.open(make_run(tmp_path / "run", 0.1, {}, batch=64))
+    run = RunFolder.open(make_run(tmp_path / "run", 0.1, {}, batch=32))
     points = tuple(
         Expectation("train/loss", value, 0.1, step, "lower")
         for step, value in ((10, 8.95), (15, 8.0), (12, 5.0))
