@@ -141,10 +141,14 @@ def test_exit_status(shards, tmp_path, capsys):
     assert main(["--processes=2", *tuning]) == 0
     sizes = ["model.image_size=32", "model.audio_length=32", "model.num_mel_bins=32"]
     fusion = [*tuning[:2], *data[:2], *tuning[-1:], "objective.kind=fusion", *sizes]
-    assert main(["--processes=2", *fusion]) == 0
+    seen_and_heard = [*fusion, "model.modalities=[audio, visual]"]
+    assert main(["--processes=2", *seen_and_heard]) == 0
+    capsys.readouterr()
     assert main(["--processes=2", *fusion, "model.text.source=none"]) == 1
     assert "! model       model.text.source none does not exist" in capsys.readouterr().out
-    assert main(["--processes=2", *fusion, "objective.heads=[{task: emotion}]"]) == 1
+    assert main(["--processes=2", *fusion]) == 1
+    assert "! labels      model.modalities names text, and no clip of" in capsys.readouterr().out
+    assert main(["--processes=2", *seen_and_heard, "objective.heads=[{task: emotion}]"]) == 1
     assert "! labels      objective.heads: task 'emotion' has 0 classes" in capsys.readouterr().out
     with pytest.raises(SystemExit) as wrong:
         main([*run, "data.trian=x"])
