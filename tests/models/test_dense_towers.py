@@ -140,7 +140,7 @@ def test_low_rank_updates_that_can_not_be(exports, monkeypatch):
     with pytest.raises(ValueError, match="rank is 4 and layers \\[\\]; give both"):
         LoraConfig(rank=4)
     for tower in ({"source": None}, {"source": source, "frozen": True}):
-        with pytest.raises(ValueError, match="lora updates the weights of a tower's source"):
+        with pytest.raises(ValueError, match="lora trains updates to the weights of a tower's source"):
             TowerConfig(lora=QKV, **tower)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ValueError, match=r"model\.audio\.lora needs peft: pip install -e '\.\[lora\]'"):
