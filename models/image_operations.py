@@ -43,8 +43,9 @@ def draw_crops(
     tries = torch.stack([top, left, h, w], dim=-1)
     first = fits.float().argmax(dim=1)
     chosen = tries.gather(1, first[:, None, None].expand(-1, 1, 4))[:, 0]
-    middle = torch.tensor(_middle(size, ratio), device=draws.device, dtype=chosen.dtype)
-    return torch.where(fits.any(dim=1)[:, None], chosen, middle).long()
+    # Numbers one by one: a tensor of them would be sent to the device, for which the host would wait.
+    some, parts = fits.any(dim=1), zip(chosen.unbind(dim=1), _middle(size, ratio), strict=True)
+    return torch.stack([torch.where(some, part, middle) for part, middle in parts], dim=1).long()
 
 
 def _middle(size: tuple[int, int], ratio: tuple[float, float]) -> list[int]:
@@ -87,8 +88,8 @@ def _sources(start: Tensor, length: Tensor, size: int) -> Tensor:
 
 def to_grey(pictures: Tensor) -> Tensor:
     """(B, 3, H, W) -> (B, 1, H, W), ITU-R 601 luma as in torchvision."""
-    weights = torch.tensor([0.2989, 0.587, 0.114], device=pictures.device)
-    return torch.einsum("bchw,c->bhw", pictures, weights)[:, None]
+    red, green, blue = pictures.split(1, dim=1)
+    return 0.2989 * red + 0.587 * green + 0.114 * blue
 
 
 def jitter_colors(pictures: Tensor, factors: Tensor, order: Tensor) -> Tensor:

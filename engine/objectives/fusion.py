@@ -233,7 +233,7 @@ class FusionObjective(Objective[FusionModel]):
         values: dict[str, Tensor] = {}
         total = torch.zeros((), device=batch.labels.device)
         for name, head in self.heads.items():
-            labels = batch.labels[:, list(head.columns)]
+            labels = batch.labels.index_select(1, _sent(head.columns, batch.labels.device))
             loss = head_loss(head, fused.opinions[name], labels)
             total = total + head.config.weight * loss
             labelled = labels.sum(1) > 0
@@ -258,7 +258,7 @@ class FusionObjective(Objective[FusionModel]):
         if "text" in self.modalities:
             assert batch.text is not None
             found = self.model.tokenize(batch.text)
-            words = type(found)(found.ids.to(device), found.mask.to(device))
+            words = type(found)(*(x.to(device, non_blocking=True) for x in (found.ids, found.mask)))
         return FusionInputs(sound, pictures, words, present)
 
     def present(self, batch: AVBatch) -> dict[str, Tensor]:
@@ -269,7 +269,7 @@ class FusionObjective(Objective[FusionModel]):
         found = {
             "audio": everyone if batch.num_samples is None else batch.num_samples > 0,
             "visual": everyone if batch.num_stored is None else batch.num_stored > 0,
-            "text": torch.tensor([bool(text and text.strip()) for text in texts], device=device),
+            "text": _sent([bool(text and text.strip()) for text in texts], device),
         }
         return {name: found[name] for name in self.modalities}
 
@@ -312,7 +312,8 @@ def head_loss(head: Head, opinions: Sequence[Opinion], labels: Tensor) -> Tensor
     targets = labels * (1 - smoothing) + smoothing / labels.shape[1]
     share = (labels.sum(1) > 0).float()
     if head.weights is not None:
-        share = share * (labels * labels.new_tensor(head.weights)).sum(1) / labels.sum(1).clamp_min(1)
+        weights = _sent(head.weights, labels.device)
+        share = share * (labels * weights).sum(1) / labels.sum(1).clamp_min(1)
     total = labels.new_zeros(())
     for opinion in opinions:
         if head.config.loss == "bce":
@@ -321,3 +322,8 @@ def head_loss(head: Head, opinions: Sequence[Opinion], labels: Tensor) -> Tensor
             each = F.cross_entropy(opinion.logits, targets, reduction="none")
         total = total + (share * opinion.weight * each).mean()
     return total
+
+
+def _sent(values: Sequence[float], device: torch.device) -> Tensor:
+    """Values of the host as a tensor on a device, for which nobody waits."""
+    return torch.tensor(values).to(device, non_blocking=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from models.cav_mae.encoder import ModalityEncoder, check_input, first_columns, pool, single_frame
 from models.cav_mae_sync.config import CavMaeSyncModelConfig
-from models.cav_mae_sync.segments import covering_starts, cut_segments
+from models.cav_mae_sync.segments import covering_starts, cut_segments, num_covering
 from models.cav_mae_sync.workload import Pass, pass_bytes, pass_flops
 from models.encoders import Embeddings, Encoder
 from models.layers.blocks import Block, JointBlock, StreamNorm, Streams, init_weights, run_blocks
@@ -280,7 +280,7 @@ class CavMaeSyncEncoder(Encoder[CavMaeSyncModelConfig]):
                 fbank, (config.audio_length, config.num_mel_bins), "fbank", "audio_length, num_mel_bins"
             )
             length = config.audio_length if columns is None else columns * config.patch_size
-            starts = torch.tensor(covering_starts(length, config.segment_length), device=fbank.device)
+            starts = covering_starts(length, config.segment_length, fbank.device)
             segments = len(starts)
             fbank = cut_segments(fbank, starts.expand(fbank.shape[0], -1), config.segment_length).flatten(
                 0, 1
@@ -311,7 +311,7 @@ class CavMaeSyncEncoder(Encoder[CavMaeSyncModelConfig]):
 
     def _feature_pass(self, audio: bool, visual: bool, pool_separate: bool) -> Pass:
         config, both = self.config, audio and visual
-        segments = len(covering_starts(config.audio_length, config.segment_length)) if audio else 1
+        segments = num_covering(config.audio_length, config.segment_length) if audio else 1
         tokens = (config.num_audio_tokens * audio, config.num_visual_tokens * visual)
         return Pass(*tokens, joint=both, separate=pool_separate or not both, segments=segments)
 

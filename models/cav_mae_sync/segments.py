@@ -41,13 +41,21 @@ def segment_starts(middles: Tensor, length: Tensor | int, rows: int) -> Tensor:
 
 
 def _column(length: Tensor | int, like: Tensor) -> Tensor:
-    return torch.as_tensor(length, device=like.device).expand(len(like))[:, None]
+    if isinstance(length, Tensor):
+        return length[:, None]
+    return torch.full((len(like), 1), length, device=like.device)
 
 
-def covering_starts(length: int, rows: int) -> list[int]:
-    """The fewest evenly spaced stretches that cover ``length`` rows; one where a stretch is longer."""
-    last, count = max(0, length - rows), -(-max(length, 1) // rows)
-    return [round(i * last / max(1, count - 1)) for i in range(count)]
+def num_covering(length: int, rows: int) -> int:
+    """The fewest stretches that cover ``length`` rows; one where a stretch is longer."""
+    return -(-max(length, 1) // rows)
+
+
+def covering_starts(length: int, rows: int, device: torch.device | None = None) -> Tensor:
+    """Their first rows, evenly spaced: (N,) int64; halves are rounded to even."""
+    last, count = max(0, length - rows), num_covering(length, rows)
+    places = torch.arange(count, dtype=torch.float64, device=device)
+    return (places * last / max(1, count - 1)).round().long()
 
 
 def cut_segments(fbank: Tensor, starts: Tensor, rows: int) -> Tensor:

@@ -216,9 +216,9 @@ class VisualTransform:
     def apply(self, pictures: Tensor) -> Tensor:
         """(B, 3, H, W) in [0, 1], transformed."""
         pictures = resized_crop(pictures, self.crop)
-        low, high = zip(*[_JITTER] * 3, _HUE, strict=True)
-        low, high = (torch.tensor(x, device=pictures.device) for x in (low, high))
-        jittered = jitter_colors(pictures, low + (high - low) * self.factors, self.order)
+        blends, turn = self.factors.split([3, 1], dim=1)
+        factors = [low + (high - low) * x for x, (low, high) in ((blends, _JITTER), (turn, _HUE))]
+        jittered = jitter_colors(pictures, torch.cat(factors, dim=1), self.order)
         pictures = torch.where(_wide(self.jitter), jittered, pictures)
         sigma = _SIGMA[0] + (_SIGMA[1] - _SIGMA[0]) * self.sigma
         radius = torch.where(self.blur, (3 * sigma).ceil(), 0)
@@ -267,7 +267,7 @@ def _inside(mask: Tensor, size: int) -> Tensor:
 
 def _describe_crop(crop: Tensor, size: tuple[int, int]) -> Tensor:
     """(B, 4): each in shares of its own axis."""
-    return crop / torch.tensor([*size, *size], device=crop.device)
+    return torch.stack([part / whole for part, whole in zip(crop.unbind(1), size * 2, strict=True)], dim=1)
 
 
 def _wide(x: Tensor) -> Tensor:

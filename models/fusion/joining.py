@@ -170,8 +170,8 @@ class Late(_Pooled):
 
     def weights(self, there: Tensor) -> Tensor:
         """(B, M) what each modality's word weighs, summing to 1 over those that are there."""
-        given = there.new_tensor([getattr(self.config.late, m) for m in self.modalities])
-        weights = there * given
+        given = [getattr(self.config.late, m) for m in self.modalities]
+        weights = torch.stack([x * weight for x, weight in zip(there.unbind(1), given, strict=True)], 1)
         return weights / weights.sum(1, keepdim=True)
 
 

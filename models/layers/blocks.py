@@ -29,9 +29,9 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 
 
 def run_block(block: Callable[[T], T], x: T, recompute: bool) -> T:
-    """One block, its activations recomputed in the backward pass if asked for."""
+    """One block, in which nothing is random, its activations recomputed in the backward pass if asked for."""
     if recompute and torch.is_grad_enabled():
-        return cast(T, checkpoint(block, x, use_reentrant=False))
+        return cast(T, checkpoint(block, x, use_reentrant=False, preserve_rng_state=False))
     return block(x)
 
 

@@ -9,8 +9,9 @@ import shutil
 import signal
 import tempfile
 from argparse import Namespace
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -88,16 +89,19 @@ BATCH = 8
 STEPS = 4
 
 
-def tiny_objective(kind: str, **model: Any) -> PretrainingObjective[Any]:
-    """The same weights at each call."""
+def tiny_objective(
+    kind: str, objective: Mapping[str, Any] = MappingProxyType({}), **model: Any
+) -> PretrainingObjective[Any]:
+    """The same weights at each call; settings of objective and model on top of `TINY`'s."""
     torch.manual_seed(0)
     tiny = TINY[kind]
     config = create_config(**{**INPUT, **tiny["model"], **model})
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
-    given = {name: value() if callable(value) else value for name, value in tiny["objective"].items()}
-    settings = objective_kind(kind).config(kind=kind, **given)
-    settings.check(config)
-    return build_objective(build_model(config), fbank, settings)
+    settings = {**tiny["objective"], **objective}
+    given = {name: value() if callable(value) else value for name, value in settings.items()}
+    built = objective_kind(kind).config(kind=kind, **given)
+    built.check(config)
+    return build_objective(build_model(config), fbank, built)
 
 
 def tiny_batch(objective: PretrainingObjective[Any], rows: list[int]) -> AVBatch:
