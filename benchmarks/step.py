@@ -4,10 +4,10 @@
     python benchmarks/step.py --model cav_mae_base --batch_size 8 --precision bf16
     torchrun --nproc_per_node 8 benchmarks/step.py --batch_size 64 --precision bf16 --compile
 
-Utilisation is against a large matrix product of the same precision timed between the steps of the same run, so that it
-holds on a machine whose speed drifts. FLOPs are the model's, as the literature counts them (`models.flops`): linear
-layers, three times forward, removed tokens not counted in the encoder, attention products not counted. An objective
-with a teacher of its own kind of model gets one of random weights. Prints a table and one JSON line.
+Utilisation is against a large matrix product of the same precision timed just before the steps. FLOPs are the model's,
+as the literature counts them (`models.workload`): linear layers, three times forward, removed tokens not counted in the
+encoder, attention products not counted. An objective with a teacher of its own kind of model gets one of random
+weights. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import Tensor
 
 from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
@@ -39,10 +40,11 @@ from engine.parallel.deepspeed_engine import (
     partition_gradients,
 )
 from engine.parallel.world import World, distributed
+from engine.preflight.estimates import state_bytes
 from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients, skip_unless_finite
 from engine.training.peak_flops import measured_peak_flops
 from home_paths import command_line
-from models import FbankConfig, ModelConfig, build_model, create_config, list_models
+from models import FbankConfig, ModelConfig, build_model, create_config, list_models, parameter_count
 from models.layers.blocks import compile_blocks
 from models.weights.description import Description, save_described
 
@@ -69,8 +71,8 @@ def main() -> None:
         print(json.dumps(result))
 
 
-def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any, PretrainingObjective[Any]]:
-    """The DeepSpeed engine and the objective in it; a teacher goes into ``folder``."""
+def make_objective(options: argparse.Namespace, folder: Path) -> PretrainingObjective[Any]:
+    """The objective of the command line with the same random weights at each call; a teacher goes into ``folder``."""
     kind = objective_kind(options.objective)
     checkpointing = {"activation_checkpointing": True} if options.checkpointing else {}
     config = create_config(options.model or kind.default_model, **checkpointing)
@@ -78,7 +80,12 @@ def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any,
     fbank = FbankConfig(target_length=config.audio_length, num_mel_bins=config.num_mel_bins)
     has_teacher = "teacher" in {field.name for field in fields(kind.config)}
     given = {"teacher": random_teacher(folder, config, fbank)} if has_teacher else {}
-    objective = build_objective(build_model(config), fbank, kind.config(**given)).to(world.device)
+    return build_objective(build_model(config), fbank, kind.config(**given))
+
+
+def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any, PretrainingObjective[Any]]:
+    """The DeepSpeed engine and the objective in it; arguments as of `make_objective`."""
+    objective = make_objective(options, folder).to(world.device)
     if options.compile:
         compile_blocks(objective.model)
     parallel = ParallelConfig(
@@ -91,14 +98,15 @@ def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any,
 def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str, object]:
     """What the table says; arguments as of `build`."""
     engine, objective = build(world, options, folder)
-    flops = objective.workload(options.precision == "bf16").flops
+    bf16 = options.precision == "bf16"
+    flops = objective.workload(bf16).flops
     batches = [make_batch(options.batch_size, objective.needs(), world, number) for number in range(4)]
-    seconds, peaks = [], []
-    for number in range(options.steps + 3):
-        peaks.append(measured_peak_flops(world.device, options.precision == "bf16", repeats=3))
-        seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
-    step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
-    ratios = [options.batch_size * flops / s / p for s, p in zip(seconds, peaks, strict=True)]
+    peak = measured_peak_flops(world.device, bf16)
+    seconds = [
+        timed_step(engine, options.zero_stage, batches[number % 4], world)
+        for number in range(options.steps + 3)
+    ]
+    step = statistics.median(seconds[3:])
     return {
         "objective": options.objective,
         "model": options.model or objective_kind(options.objective).default_model,
@@ -112,8 +120,9 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str
         "samples_per_second": round(options.batch_size * world.size / step, 2),
         "gflop_per_sample": round(flops / 1e9, 1),
         "matmul_tflops": round(peak / 1e12, 3),
-        "mfu": round(statistics.median(ratios[3:]), 3),
+        "mfu": round(options.batch_size * flops / step / peak, 3),
         "peak_memory_gb": round(peak_memory(world) / 1e9, 2),
+        "estimated_memory_gb": round(estimated_memory(objective, world, options) / 1e9, 2),
         "device": torch.cuda.get_device_name()
         if world.device.type == "cuda"
         else platform.processor() or platform.machine(),
@@ -122,16 +131,22 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str
     }
 
 
-def timed_step(engine, zero_stage: int, batch: AVBatch, world: World) -> float:
+def timed_step(engine: Any, zero_stage: int, batch: AVBatch, world: World) -> float:
     synchronize(world)
     start = time.perf_counter()
+    take_step(engine, zero_stage, batch)
+    synchronize(world)
+    return time.perf_counter() - start
+
+
+def take_step(engine: Any, zero_stage: int, batch: AVBatch) -> Tensor:
+    """One step as the trainer takes it; returns the loss, () float32, for which nobody has waited."""
     loss = engine(batch)["loss"]
     engine.backward(loss)
     norm = clip_gradients(partition_gradients(engine, zero_stage), 1.0, partitioned=zero_stage > 0)
     skip_unless_finite(inner_optimizer(engine), norm)
     engine.step()
-    synchronize(world)
-    return time.perf_counter() - start
+    return loss.detach()
 
 
 def random_teacher(folder: Path, config: ModelConfig, fbank: FbankConfig) -> str:
@@ -171,6 +186,16 @@ def peak_memory(world: World) -> int:
     if world.device.type == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def estimated_memory(
+    objective: PretrainingObjective[Any], world: World, options: argparse.Namespace
+) -> float:
+    """Bytes of a step as `launch.preflight` estimates them."""
+    parameters = parameter_count(objective, trainable_only=False), parameter_count(objective.model)
+    bf16 = options.precision == "bf16"
+    state = state_bytes(*parameters, world.size, options.zero_stage, bf16)
+    return state + options.batch_size * objective.workload(bf16).activations
 
 
 if __name__ == "__main__":

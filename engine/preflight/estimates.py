@@ -5,7 +5,7 @@ from __future__ import annotations
 from engine.parallel.deepspeed_engine import BUCKET
 
 #: Numbers that DeepSpeed reduces at a time without ZeRO: its ``MEMORY_OPT_ALLREDUCE_SIZE``, which is no setting.
-_BUCKET_WITHOUT_ZERO = 500_000_000
+BUCKET_WITHOUT_ZERO = 500_000_000
 
 
 def state_bytes(parameters: int, trainable: int, world_size: int, zero_stage: int, bf16: bool) -> int:
@@ -23,5 +23,5 @@ def state_bytes(parameters: int, trainable: int, world_size: int, zero_stage: in
     """
     gradients = 4 * trainable // (world_size if zero_stage >= 2 else 1)
     moments = 12 * trainable // world_size if zero_stage >= 1 else 8 * trainable
-    bucket = BUCKET if zero_stage else min(trainable, _BUCKET_WITHOUT_ZERO) * (world_size > 1)
+    bucket = BUCKET if zero_stage else min(trainable, BUCKET_WITHOUT_ZERO) * (world_size > 1)
     return (6 if bf16 else 4) * parameters + gradients + moments + 4 * bucket
