@@ -48,6 +48,7 @@ setup(
             *("pytest", "pytest-timeout", "pytest-xdist", "ruff", "pyright"),
             *("transformers>=5", "peft>=0.18", "pyarrow", "onnx", "onnxruntime", "onnxscript"),
             *("plotly>=6", "jinja2", "wandb", "nbclient", "ipykernel"),
+            "psutil",  # benchmarks/comparison.py
         ],
     },
 )

@@ -55,7 +55,6 @@ def run_program(name: str, config_kind: type[T], main: Callable[[T, str, World],
     STOP.while_starting(partial(_end_before_training, folder))
     try:
         check_slurm_tasks(os.environ, name)
-        refuse_links(Path(config.output_dir), skip=("launch", "wandb"))
         check_writable(folder)
         if config.train.parallel.deterministic:
             compute_deterministically()
@@ -102,7 +101,8 @@ def _given_output_dir(words: Sequence[str]) -> Path | None:
 
 
 def _held(config: RunConfig, world: World) -> AbstractContextManager[None]:
-    """The run's folder, held while it is trained in; a live run's folder may be evaluated."""
+    """The run's folder, without links, held while it is trained in; a live run's folder may be evaluated."""
+    world.from_main(lambda: refuse_links(Path(config.output_dir), skip=("launch", "wandb")))
     return hold_run(Path(config.output_dir), world) if config.trains else nullcontext()
 
 

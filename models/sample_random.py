@@ -83,7 +83,7 @@ def _fractions(bits: Tensor) -> Tensor:
 
 
 def uniforms(seeds: Tensor, draws: Sequence[tuple[int, tuple[int, ...]]]) -> list[Tensor]:
-    """The same of several streams at once, which costs as many operations as one.
+    """`uniform` of several streams at once: the same numbers, in as many operations as one stream takes.
 
     Args:
         seeds: (B,) int64.

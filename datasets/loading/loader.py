@@ -111,6 +111,8 @@ def train_loader(
 ) -> ClipLoader[SamplePlan]:
     """A rank's micro-batches from a step on, ``num_micro_batches`` to a step.
 
+    Rank 0 alone looks whether every shard is there with its size; the others, at those that they read.
+
     Args:
         config: The data.
         needs: What is read of a clip.
@@ -124,7 +126,9 @@ def train_loader(
             the cache is too small for the shuffle window.
     """
     sets = config.train_sets
-    readers = [_reader(config, part.path, needs, needs.train_frames) for part in sets]
+    readers = [
+        _reader(config, part.path, needs, needs.train_frames, check_shards=share.rank == 0) for part in sets
+    ]
     _check_cache(config, readers)
     sampling = sampling or SamplingConfig()
     order = training_order(
@@ -170,7 +174,7 @@ def evaluation_loader(
 
     Ranks may have different numbers of batches, so no collective may run during iteration. A clip that can't
     be read is left out and reported in its batch's ``failures``; a batch of nothing but such clips has
-    length 0.
+    length 0. Rank 0 alone looks whether every shard is there, as of `train_loader`.
 
     Args:
         config: The data.
@@ -186,7 +190,8 @@ def evaluation_loader(
         ShardError: The set is missing, damaged, or not what its index says.
         ValueError: Rank or batch size is not possible.
     """
-    reader = _reader(config, str(location), needs, needs.held_out_frames, substitutes=False)
+    frames = needs.held_out_frames
+    reader = _reader(config, str(location), needs, frames, substitutes=False, check_shards=rank == 0)
     num_rows = len(reader) if chosen is None else len(chosen)
     plan = EvaluationPlan(num_rows, batch_size, rank, world_size, whole_batches, chosen)
     shape = {"num_samples": needs.num_samples, "num_classes": reader.table.num_classes}
@@ -195,7 +200,13 @@ def evaluation_loader(
 
 
 def _reader(
-    config: DataConfig, location: str, needs: ClipNeeds, frames: FrameChoice | None, substitutes: bool = True
+    config: DataConfig,
+    location: str,
+    needs: ClipNeeds,
+    frames: FrameChoice | None,
+    *,
+    substitutes: bool = True,
+    check_shards: bool,
 ) -> ClipReader:
     return ClipReader(
         open_store(config, location),
@@ -206,6 +217,7 @@ def _reader(
         partial=needs.partial,
         substitutes=substitutes,
         keep_truncated=config.keep_truncated,
+        check_shards=check_shards,
     )
 
 

@@ -88,6 +88,8 @@ class ClipReader(Dataset[Clip | ReadFailure]):
             that lacks sound or frames is a bad clip.
         substitutes: A bad clip's place is taken by another; without it a ``ReadFailure`` stands there.
         keep_truncated: Take what is there of sounds and videos that are damaged or cut off.
+        check_shards: See at once whether every shard is there with its size. Each is looked at in any case when it is
+            first read from; of many processes one is to look at all of them.
 
     Raises:
         ShardError: Index, table or a shard is missing or not what it should be, or no clip has what is asked
@@ -106,12 +108,14 @@ class ClipReader(Dataset[Clip | ReadFailure]):
         partial: bool = False,
         substitutes: bool = True,
         keep_truncated: bool = False,
+        check_shards: bool = True,
     ) -> None:
         if not audio and choose_frames is None and not text:
             raise ValueError("a reader needs sound, frames or text to read")
         self.store = source if isinstance(source, ShardStore) else ShardStore(source)
         self.index, self.table = self.store.open_index()
-        self.store.check(self.index.shards)
+        if check_shards:
+            self.store.check(self.index.shards)
         self.audio = audio
         self.choose_frames = choose_frames
         self.image_size = image_size

@@ -1,12 +1,14 @@
 """Whether a checkpoint still is what was written: sizes and SHA-256 of its files, and a seal on the list of them.
 
-All ranks share the work, on saving and before loading. A folder that all of them see is taken for granted.
+Rank 0 says which files there are, and all ranks share the work, on saving and before loading. A folder that all of
+them see is taken for granted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +23,14 @@ _SEAL = "sha256"
 
 def digest_files(folder: Path, world: World) -> dict[str, tuple[int, str]]:
     """Bytes and SHA-256 of every file below ``folder`` but the list itself, by relative name; every rank calls it."""
-    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    own = {name: _digest(folder / name) for name in names[world.rank :: world.size] if name != STATE}
+    names = world.from_main(lambda: _names(folder))
+    own = {name: _digest(folder / name) for name in names[world.rank :: world.size]}
     return {name: found for part in world.gather_objects(own) for name, found in part.items()}
+
+
+def _names(folder: Path) -> list[str]:
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(path.relative_to(folder)) for path in paths if path != folder / STATE)
 
 
 def find_damage(folder: Path, files: Mapping[str, tuple[int, str]], world: World) -> str | None:
@@ -76,7 +83,7 @@ def check_listed(files: Mapping[str, tuple[int, str]]) -> None:
 
 def _digest(path: Path) -> tuple[int, str]:
     with path.open("rb") as file:
-        return path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+        return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _damage(path: Path, expected: tuple[int, str]) -> str | None:

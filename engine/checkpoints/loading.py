@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,9 @@ from engine.checkpoints.folder import (
 )
 from engine.checkpoints.weights import load_weights
 from engine.objectives.base import Objective
+from engine.parallel.deepspeed_engine import reading_own_files
 from engine.parallel.restricted import tensors_only
+from engine.parallel.world import World
 from models.weights.errors import WeightsError
 from models.weights.unpickle import refusal, refuse_unfolding
 
@@ -90,21 +92,22 @@ def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) ->
     return zero_stage > 0 and checkpoint.state.world_size != world_size
 
 
-def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None = None) -> None:
+def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World, universal: Path | None = None) -> None:
     """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
 
     Args:
         engine: The engine; within `reading_universal` where ``universal`` is given.
         checkpoint: What to load.
+        world: The processes.
         universal: What ``make_universal`` made of it for this world size, which is then read.
 
     Raises:
         CheckpointError: It can't be loaded, or holds more than tensors; nothing of it was run.
     """
     tag = _UNIVERSAL if universal else DEEPSPEED
-    _refuse_unfolding(checkpoint)
+    _share_refusing(checkpoint, world)
     try:
-        with plain_path(universal or checkpoint.path) as folder, tensors_only():
+        with plain_path(universal or checkpoint.path) as folder, tensors_only(), reading_own_files(engine):
             loaded, _ = engine.load_checkpoint(folder, tag=tag)
     except UnpicklingError as error:
         raise CheckpointError(str(refusal(checkpoint.path / DEEPSPEED, str(error)))) from error
@@ -114,8 +117,25 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, universal: Path | None 
         _restore_untrained(engine.module, checkpoint)
 
 
-def _refuse_unfolding(checkpoint: Checkpoint) -> None:
-    for path in sorted((checkpoint.path / DEEPSPEED).glob("*.pt")):
+def _share_refusing(checkpoint: Checkpoint, world: World) -> None:
+    """`_refuse_unfolding` of DeepSpeed's files, which the ranks share; every rank raises what any has found."""
+    paths = world.from_main(lambda: _deepspeed_files(checkpoint))
+    found = None
+    try:
+        _refuse_unfolding(paths[world.rank :: world.size])
+    except CheckpointError as error:
+        found = str(error)
+    problem = next(filter(None, world.gather_objects(found)), None)
+    if problem is not None:
+        raise CheckpointError(problem)
+
+
+def _deepspeed_files(checkpoint: Checkpoint) -> list[Path]:
+    return sorted((checkpoint.path / DEEPSPEED).glob("*.pt"))
+
+
+def _refuse_unfolding(paths: Sequence[Path]) -> None:
+    for path in paths:
         try:
             refuse_unfolding(path)
         except (WeightsError, BadZipFile) as error:
@@ -144,7 +164,7 @@ def make_universal(checkpoint: Checkpoint) -> Path:
     Raises:
         CheckpointError: The state can't be converted, or holds more than tensors; nothing of it was run.
     """
-    _refuse_unfolding(checkpoint)
+    _refuse_unfolding(_deepspeed_files(checkpoint))
     folder = Path(tempfile.mkdtemp(prefix=CONVERTING, dir=checkpoint.path))
     command = [sys.executable, "-P", "-m", "engine.parallel.restricted", "--inject_missing_state"]
     command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]

@@ -1,4 +1,8 @@
-"""Writing a checkpoint: all ranks under a temporary name, which rank 0 then changes."""
+"""Writing a checkpoint: all ranks under a temporary name, which rank 0 then changes.
+
+What a rank does does not grow with the number of ranks: it writes and syncs its own part of the state, and hashes its
+share of the files. What is there is for rank 0 to say.
+"""
 
 from __future__ import annotations
 
@@ -67,23 +71,10 @@ def save_checkpoint(
     folder = run / "checkpoints"
     final = folder / f"step_{step:08d}"
     temporary = folder / f".writing_{final.name}"
-    if world.is_main:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    world.barrier()
+    world.from_main(lambda: _begin(temporary))
+    # Behind it every rank has written its part.
     engine.save_checkpoint(str(temporary), tag=DEEPSPEED, save_latest=False)
-    if world.is_main:
-        save_weights(objective.model, temporary / "model.safetensors")
-        beside = {
-            name: value for name, value in objective.state_dict().items() if not name.startswith("model.")
-        }
-        if beside:
-            write_safetensors(temporary / BESIDE_MODEL, {name: value.cpu() for name, value in beside.items()})
-        write_atomically(temporary / "config.yaml", config_yaml)
-    world.barrier()
-    # On every node: one that vanishes later must not take along what it had yet to write.
-    _sync(temporary)
-    world.barrier()
+    world.from_main(lambda: _add_plain_files(temporary, objective, config_yaml))
     files = digest_files(temporary, world)
     if world.is_main:
         state = CheckpointState(
@@ -100,7 +91,17 @@ def save_checkpoint(
     return final
 
 
-def _sync(folder: Path) -> None:
-    for path in sorted(folder.rglob("*")):
+def _begin(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / DEEPSPEED).mkdir(parents=True)
+
+
+def _add_plain_files(folder: Path, objective: Objective[Any], config_yaml: str) -> None:
+    """Writes what lies beside DeepSpeed's files, and syncs that and the names of all; every rank has synced its own."""
+    save_weights(objective.model, folder / "model.safetensors")
+    beside = {name: value for name, value in objective.state_dict().items() if not name.startswith("model.")}
+    if beside:
+        write_safetensors(folder / BESIDE_MODEL, {name: value.cpu() for name, value in beside.items()})
+    write_atomically(folder / "config.yaml", config_yaml)
+    for path in (*sorted(folder.iterdir()), folder):
         fsync(path)
-    fsync(folder)

@@ -57,7 +57,8 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
         self.world.barrier()
         return report
 
-    def _predict(self, objective: Classification) -> Predictions:
+    def _predict(self, objective: Classification) -> Predictions | None:
+        """On rank 0."""
         settings = self.config.evaluation
         every_frame = settings.all_frames and self.config.objective.visual
         loader = held_out_loader(self.config, self.train, self.shards, self.world, every_frame=every_frame)

@@ -95,7 +95,7 @@ class FusionEvaluation(Evaluation[FusionRunConfig, FusionObjective]):
             bf16=self.bf16,
         )
         report: dict[str, Any] = {}
-        if self.world.is_main:
+        if predictions is not None:
             report = self._measure(objective, predictions, wanted)
             write_report(self.run / "evaluation" / name, report, predictions, self.train.classes)
             self._show(objective, name, report, predictions, next(iter(wanted)))

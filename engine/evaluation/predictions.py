@@ -1,4 +1,4 @@
-"""What a classifier says of every clip of a set: gathered over all ranks, in the order of the set.
+"""What a classifier says of every clip of a set: gathered from all ranks on rank 0, in the order of the set.
 
 No collective runs while clips are read, so ranks may have different numbers of them. Ranks share whole
 batches: a clip is computed beside the same neighbours in every world, and its numbers are the same to the
@@ -49,8 +49,8 @@ def predict(
     *,
     bf16: bool = False,
     missing: bool = True,
-) -> Predictions:
-    """Scores every clip once over all ranks; every rank calls it and gets the whole.
+) -> Predictions | None:
+    """Scores every clip once over all ranks; every rank calls it.
 
     Args:
         objective: In evaluation mode. Trained on both modalities, it is also given each alone if ``missing``.
@@ -59,6 +59,9 @@ def predict(
         data: How many clips may be unreadable.
         bf16: Whether to compute in bfloat16.
         missing: Whether to measure a model of both modalities with one of them missing.
+
+    Returns:
+        The whole on rank 0, None on the others.
 
     Raises:
         TooManyFailuresError: More clips can't be read than ``data.max_bad_fraction`` allows.
@@ -75,7 +78,7 @@ def predict_with(
     data: DataConfig,
     *,
     bf16: bool = False,
-) -> Predictions:
+) -> Predictions | None:
     """The same with whatever scores a batch.
 
     Args:
@@ -84,6 +87,9 @@ def predict_with(
         world: The processes.
         data: How many clips may be unreadable.
         bf16: Whether to compute in bfloat16.
+
+    Returns:
+        As of `predict`.
 
     Raises:
         TooManyFailuresError: As of `predict`.
@@ -104,7 +110,9 @@ def predict_with(
             ids += batch.ids
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
     failures = gather_failures(failures, len(ids), world, data.max_bad_fraction)
-    gathered = world.gather_objects((ids, columns))
+    gathered = world.gather_to_main((ids, columns))
+    if gathered is None:
+        return None
     ids = [name for part in gathered for name in part[0]]
     filled = [part[1] for part in gathered if part[1]]
     columns = {name: np.concatenate([part[name] for part in filled]) for name in filled[0]}

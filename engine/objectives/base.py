@@ -20,6 +20,7 @@ from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
 from engine.evaluation.features import Features
 from engine.evaluation.retrieval import cross_modal_retrieval
+from engine.parallel.world import World
 from models import AudioFrontEnd, FbankConfig, ModelConfig, VisualFrontEnd, Workload
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -100,13 +101,13 @@ class Objective(nn.Module, ABC, Generic[Model]):
             bf16: Whether autocast computes in 16 bits.
         """
 
-    def keep_in(self, run: Path, resumed: bool, is_main: bool) -> None:
+    def keep_in(self, run: Path, resumed: bool, world: World) -> None:
         """Reads or writes what the objective keeps once in a run's folder, beside the checkpoints; before training.
 
         Args:
             run: The run's folder.
             resumed: Whether it has a checkpoint.
-            is_main: Whether this process writes.
+            world: The processes; every rank calls it, and the main one looks and writes.
         """
 
     def before_step(self, step: int, steps_per_epoch: float) -> None:

@@ -25,6 +25,7 @@ from engine.evaluation.reconstructions import film_rows, grid, own_colours
 from engine.objectives.mavil import Mavil, MavilConfig
 from engine.objectives.registry import ObjectiveKind, register_objective
 from engine.objectives.teacher import FrozenTeacher
+from engine.parallel.world import World
 from models import FbankConfig, ModelConfig, Workload, reconstruction_loss
 from models.mavil.config import MavilModelConfig
 from models.mavil.mae import MavilMAE, MavilView
@@ -100,9 +101,9 @@ class MavilSelfTraining(Mavil):
         self.register_buffer("teacher_sha256", torch.zeros(32, dtype=torch.uint8))
         self.register_load_state_dict_pre_hook(_check_hash)
 
-    def keep_in(self, run: Path, resumed: bool, is_main: bool) -> None:
+    def keep_in(self, run: Path, resumed: bool, world: World) -> None:
         """See `Objective.keep_in`: the teacher's weights."""
-        self._teacher.keep_in(run, resumed, is_main)
+        self._teacher.keep_in(run, resumed, world)
         self.teacher_sha256.copy_(torch.tensor(list(bytes.fromhex(self._teacher.sha256)), dtype=torch.uint8))
         if self.config.start_from_teacher and not resumed:
             teacher = self._teacher.encoder(torch.device("cpu"))

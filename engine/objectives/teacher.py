@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from engine.parallel.world import World
 from models import Encoder, FbankConfig, ModelConfig, build_encoder
 from models.pretrained import build_described, describe
 from models.weights.description import save_described, weights_hash
@@ -56,32 +57,36 @@ class FrozenTeacher:
             self._device = device
         return self._encoder
 
-    def keep_in(self, run: Path, resumed: bool, is_main: bool) -> None:
+    def keep_in(self, run: Path, resumed: bool, world: World) -> None:
         """Keeps a copy in a run's folder, or takes the one that is there.
 
         Args:
             run: The run's folder.
             resumed: Whether the run has a checkpoint, and so a teacher already.
-            is_main: Whether this process writes.
+            world: The processes; every rank calls it. The main one looks what is there, and writes.
 
         Raises:
             WeightsError: There is no teacher, or it is another than the run began with, or the run is its own.
         """
-        kept = sorted((run / _FOLDER).glob("*.safetensors")) if resumed else []
-        if not kept:
-            self._refuse_itself(run)
+        kept = world.from_main(lambda: _kept_in(run)) if resumed else None
+        if kept is None:
+            world.from_main(lambda: self._refuse_itself(run))
             source = read_weights(self.source)
             self._take(source)
-            if is_main:
+            if world.is_main:
                 self._write(run, source)
             return
-        self._take(read_weights(kept[0]))
-        if self._sha256 != kept[0].stem:
-            raise WeightsError(f"{kept[0]} holds weights of another hash, {self._sha256}: it was changed")
+        self._take(read_weights(kept))
+        if self._sha256 != kept.stem:
+            raise WeightsError(f"{kept} holds weights of another hash, {self._sha256}: it was changed")
+        world.from_main(lambda: self._refuse_changed(run, kept))
+
+    def _refuse_changed(self, run: Path, kept: Path) -> None:
+        """Raises `WeightsError` where the source is still there and is another than was kept."""
         if Path(self.source).exists() and (now := _encoder_hash(read_weights(self.source))) != self._sha256:
             raise WeightsError(
                 f"objective.teacher {self.source} has changed: its encoder's hash is {now[:12]}…, and {run} began with "
-                f"{self._sha256[:12]}…. To go on with that one give objective.teacher={kept[0]}; for another teacher "
+                f"{self._sha256[:12]}…. To go on with that one give objective.teacher={kept}; for another teacher "
                 f"begin another run"
             )
 
@@ -113,6 +118,11 @@ class FrozenTeacher:
         for other in path.parent.glob("*.safetensors"):
             if other != path:
                 other.unlink()  # of a start that never came to a checkpoint
+
+
+def _kept_in(run: Path) -> Path | None:
+    """The teacher that a run has kept."""
+    return next(iter(sorted((run / _FOLDER).glob("*.safetensors"))), None)
 
 
 def _encoder_hash(source: SourceWeights) -> str:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
-from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
+from atomic import fsync
 from engine.parallel.world import World, import_deepspeed
 
 #: Numbers that ZeRO reduces at a time, through a buffer of 0.2 GB. DeepSpeed's own choice takes 2 GB of every GPU, more
@@ -103,7 +104,27 @@ def build_engine(
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
+    engine.checkpoint_engine = _SyncedFiles(engine.checkpoint_engine)
     return engine
+
+
+class _SyncedFiles:
+    """DeepSpeed's checkpoint engine; what a rank has saved is on disk.
+
+    Args:
+        inner: DeepSpeed's own.
+    """
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
+        """Writes a file and syncs it here: a node that vanishes later must not take along what it had yet to write."""
+        self._inner.save(state_dict, path)
+        fsync(Path(path))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -138,13 +159,41 @@ def reading_universal(engine: Any) -> Iterator[None]:
     def load_own(name: str, folder: str) -> None:
         groups, inner = getattr(optimizer, name), optimizer.optimizer
         own = [i for i, group in enumerate(groups) if any(p._hp_mapping is not None for p in group)]
-        some = patch.object(inner, "param_groups", [inner.param_groups[i] for i in own])
-        with patch.object(optimizer, name, [groups[i] for i in own]), some:
+        some = _replaced(inner, "param_groups", [inner.param_groups[i] for i in own])
+        with _replaced(optimizer, name, [groups[i] for i in own]), some:
             load(name, folder)
 
-    engine._config.load_universal_checkpoint = True
+    settings = _replaced(engine._config, "load_universal_checkpoint", True)
+    with settings, _replaced(optimizer, load.__name__, load_own):
+        yield
+
+
+@contextmanager
+def reading_own_files(engine: Any) -> Iterator[None]:
+    """Within it a rank looks for its own part of the optimizer's state alone (ZeRO 1 and 2).
+
+    DeepSpeed 0.19 looks on every rank for the files of all of them, and then reads its own.
+    """
+
+    def names(load_dir: str, tag: str, bf16_mode: bool) -> list[str | None]:
+        every: list[str | None] = [None] * engine.loaded_checkpoint_dp_world_size
+        own = engine.global_rank
+        every[own] = engine._get_rank_zero_ckpt_name(load_dir, tag, engine.checkpoint_mp_rank, own, bf16_mode)
+        return every
+
+    with _replaced(engine, "_get_all_zero_checkpoint_names", names):
+        yield
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    """Within it an attribute of an object is another."""
+    own, before = name in vars(owner), getattr(owner, name)
+    setattr(owner, name, value)
     try:
-        with patch.object(optimizer, load.__name__, load_own):
-            yield
+        yield
     finally:
-        engine._config.load_universal_checkpoint = False
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)

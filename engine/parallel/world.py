@@ -66,11 +66,19 @@ class World:
         return gathered
 
     def from_main(self, find: Callable[[], T]) -> T:
-        """What ``find`` gives on rank 0, on every rank; it is called on rank 0 alone (a small host object)."""
-        found: list[Any] = [find() if self.is_main else None]
-        if self.size > 1:
-            dist.broadcast_object_list(found, src=0, group=self.control)
-        return found[0]
+        """What ``find`` gives on rank 0, on every rank; it is called on rank 0 alone (a small host object).
+
+        Raises:
+            Exception: What it raises on rank 0, on every rank: none is left waiting for the others.
+        """
+        if self.size == 1:
+            return find()
+        told: list[Any] = [_outcome(find) if self.is_main else None]
+        dist.broadcast_object_list(told, src=0, group=self.control)
+        found, error = told[0]
+        if error is not None:
+            raise error
+        return found
 
     def barrier(self) -> None:
         """Waits for every rank."""
@@ -82,6 +90,14 @@ class World:
         if self.size > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _outcome(find: Callable[[], T]) -> tuple[T | None, Exception | None]:
+    """What a function gives, or raises."""
+    try:
+        return find(), None
+    except Exception as error:
+        return None, error
 
 
 def check_slurm_tasks(environment: Mapping[str, str], program: str) -> None:

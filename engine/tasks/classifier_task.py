@@ -14,7 +14,7 @@ from datasets.batch import AVBatch
 from datasets.loading.config import ClipNeeds
 from engine.checkpoints.weights import load_weights
 from engine.evaluation.final import FinalEvaluation
-from engine.evaluation.predictions import batch_scores, predict
+from engine.evaluation.predictions import Predictions, batch_scores, predict
 from engine.evaluation.scores import summary_scores
 from engine.objectives.base import Objective
 from engine.objectives.classification import Classification
@@ -41,7 +41,7 @@ class ClassifierTask(LabelledTask[FinetuneConfig, Classification]):
         """See `LabelledTask.check_labels`."""
         check_training_labels(self.config, sets)
 
-    def build(self, sets: Sequence[LabelledSet], resumed: bool) -> Classification:
+    def build(self, sets: Sequence[LabelledSet], resumed: bool, world: World) -> Classification:
         """See `LabelledTask.build`."""
         return build_classification(self.config, sets[0], resumed)
 
@@ -74,7 +74,9 @@ class ClassifierTask(LabelledTask[FinetuneConfig, Classification]):
         """See `LabelledTask.final`."""
         return FinalEvaluation(self.config, train, world, self.run, step, config_yaml)
 
-    def trained(self, source: str, own: bool, train: LabelledSet) -> tuple[Classification, bool]:
+    def trained(
+        self, source: str, own: bool, train: LabelledSet, world: World
+    ) -> tuple[Classification, bool]:
         """See `LabelledTask.trained`."""
         config = self.config
         model = _classifier(config, len(train.classes))
@@ -161,8 +163,13 @@ class HeldOutScores:
         predictions = predict(
             objective, self._loader, self._world, self._config.data, bf16=bf16, missing=False
         )
-        (scores,) = predictions.scores.values()
-        return {f"val/{name}": value for name, value in summary_scores(scores, predictions.labels).items()}
+        return self._world.from_main(lambda: _held_out_scores(predictions))
+
+
+def _held_out_scores(predictions: Predictions | None) -> dict[str, float]:
+    assert predictions is not None
+    (scores,) = predictions.scores.values()
+    return {f"val/{name}": value for name, value in summary_scores(scores, predictions.labels).items()}
 
 
 class ClassifierPredictor(Predictor):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,8 @@ from datasets.loading.sampling import SamplingConfig
 from engine.config import RunConfig
 from engine.parallel.world import World
 
+Plan = TypeVar("Plan")
+
 
 def training_clips(
     config: RunConfig,
@@ -24,7 +27,7 @@ def training_clips(
     skipped: Collection[int],
     sampling: SamplingConfig | None = None,
 ) -> ClipLoader[SamplePlan]:
-    """This rank's micro-batches from ``step`` on, without end.
+    """This rank's micro-batches from ``step`` on, without end; every rank calls it.
 
     Args:
         config: The run.
@@ -33,6 +36,9 @@ def training_clips(
         step: The first step.
         skipped: Steps without a batch.
         sampling: Which clips are drawn how often, and mixed; None is each once an epoch.
+
+    Raises:
+        ShardError: A set is missing or damaged, or a shard of it; every rank raises what rank 0 finds.
     """
     parallel = config.train.parallel
     share = TrainShare(
@@ -44,13 +50,24 @@ def training_clips(
         start_step=step,
         skipped_steps=sorted(skipped),
     )
-    return train_loader(config.data, needs, share, sampling)
+    return _main_first(lambda: train_loader(config.data, needs, share, sampling), world)
 
 
-def fingerprint(config: DataConfig) -> str:
+def _main_first(make: Callable[[], ClipLoader[Plan]], world: World) -> ClipLoader[Plan]:
+    """This rank's loader, once rank 0, which looks at every shard, has made its own."""
+    made: list[ClipLoader[Plan]] = []
+    world.from_main(lambda: made.append(make()))
+    return made[0] if made else make()
+
+
+def fingerprint(config: DataConfig, world: World) -> str:
     """Tells the training set, or the sets together, from others: shards with their hashes, and classes."""
-    indices = [open_store(config, part.path).open_index()[0] for part in config.train_sets]
-    return hashlib.sha256("\n".join(index.fingerprint for index in indices).encode()).hexdigest()
+
+    def find() -> str:
+        indices = [open_store(config, part.path).open_index()[0] for part in config.train_sets]
+        return hashlib.sha256("\n".join(index.fingerprint for index in indices).encode()).hexdigest()
+
+    return world.from_main(find)
 
 
 def held_out_clips(
@@ -63,6 +80,8 @@ def held_out_clips(
 ) -> ClipLoader[EvaluationPlan]:
     """This rank's whole batches of a set, each clip once over all ranks; can be iterated again and again.
 
+    Every rank calls it.
+
     Args:
         config: The run.
         world: The processes.
@@ -70,14 +89,20 @@ def held_out_clips(
         location: Folder or URL of the set.
         batch_size: Clips to a batch; the same in every world gives the same numbers in every world.
         chosen: Rows to read; None for all.
+
+    Raises:
+        ShardError: As of `training_clips`.
     """
-    return evaluation_loader(
-        config.data,
-        location,
-        needs,
-        batch_size=batch_size,
-        rank=world.rank,
-        world_size=world.size,
-        whole_batches=True,
-        chosen=chosen,
+    return _main_first(
+        lambda: evaluation_loader(
+            config.data,
+            location,
+            needs,
+            batch_size=batch_size,
+            rank=world.rank,
+            world_size=world.size,
+            whole_batches=True,
+            chosen=chosen,
+        ),
+        world,
     )

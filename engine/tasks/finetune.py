@@ -72,9 +72,9 @@ def finetune(config: LabelledConfig, config_yaml: str, world: World) -> bool:
             save_config(run / "evaluation", config_yaml)
         return True
     task.check_labels(sets)
-    check_classes(run, train)
+    world.from_main(lambda: check_classes(run, train))
     resumed = world.from_main(lambda: bool(find_checkpoints(run)))
-    objective = task.build(sets, resumed)
+    objective = task.build(sets, resumed, world)
     if not resumed:
         task.begin(objective, train, world)
     trainer = build_trainer(task, config_yaml, world, sets, objective)
@@ -181,7 +181,7 @@ def build_trainer(
     return Trainer(
         objective,
         config,
-        TrainingData(places, loader, config.data.max_bad_fraction, fingerprint(config.data)),
+        TrainingData(places, loader, config.data.max_bad_fraction, fingerprint(config.data, world)),
         world,
         config_yaml,
         evaluate=evaluate,
@@ -214,13 +214,13 @@ def evaluate_only(
     sources = world.from_main(lambda: _weights_of(config, run, checkpoints))
     own = bool(sources)
     if own:
-        check_classes(run, train)
+        world.from_main(lambda: check_classes(run, train))
     elif config.init is not None:
         sources = {"init": config.init}
     else:
         raise CheckpointError(f"{run} has no checkpoint to evaluate; give one with init")
     for name, source in sources.items():
-        objective, classify = task.trained(source, own, train)
+        objective, classify = task.trained(source, own, train, world)
         objective = objective.to(world.device)
         task.final(objective, train, world, step, config_yaml)(objective, name, classify=classify)
 

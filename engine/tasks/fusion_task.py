@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from datasets.loading.sampling import class_counts, subset_rows
 from engine.checkpoints.folder import find_checkpoints
 from engine.checkpoints.weights import load_weights
 from engine.evaluation.fusion import FusionEvaluation, measured, scored, subset_scores, subsets
-from engine.evaluation.predictions import predict_with
+from engine.evaluation.predictions import Predictions, predict_with
 from engine.objectives.base import Objective
 from engine.objectives.fusion import FusionObjective, Head, HeadConfig, heads_of
 from engine.parallel.world import World
@@ -29,8 +28,7 @@ from engine.tasks.labelled_sets import LabelledSet, labelled_loader
 from engine.tasks.labelled_task import LabelledTask
 from engine.tasks.predictor import Predictor
 from models import parameter_count
-from models.fusion import FusionModel, build_towers, keep_towers
-from models.towers import Tower
+from models.fusion import FusionModel, build_towers, keep_towers, kept_towers
 
 #: In a run's folder: what makes its towers again when their sources are gone.
 TOWERS = "towers"
@@ -97,9 +95,10 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
         ]
         return np.sum(every, axis=0)[list(head.columns)]
 
-    def build(self, sets: Sequence[LabelledSet], resumed: bool) -> FusionObjective:
+    def build(self, sets: Sequence[LabelledSet], resumed: bool, world: World) -> FusionObjective:
         """See `LabelledTask.build`."""
-        objective = self._objective(sets[0].classes, resumed)
+        kept = world.from_main(self._kept) if resumed else {}
+        objective = self._objective(sets[0].classes, kept)
         balanced = {
             name: balanced_weights(self._counts(head, sets))
             for name, head in objective.heads.items()
@@ -110,17 +109,16 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
             self._load(objective.model, Path(self.config.init))
         return objective
 
-    def _objective(self, classes: Sequence[str], resumed: bool) -> FusionObjective:
+    def _objective(self, classes: Sequence[str], kept: Mapping[str, Path]) -> FusionObjective:
         config = self.config
         torch.manual_seed(config.seed)
-        towers = self._towers(resumed)
+        towers = build_towers(config.model, config.fbank, kept)
         heads = heads_of(config.objective, classes)
         model = FusionModel(config.model, towers, {name: head.shape for name, head in heads.items()})
         return FusionObjective(model, config.fbank, config.objective, heads)
 
-    def _towers(self, resumed: bool) -> dict[str, Tower[Any]]:
-        kept = self.run / TOWERS if resumed else None
-        return build_towers(self.config.model, self.config.fbank, kept)
+    def _kept(self) -> dict[str, Path]:
+        return kept_towers(self.run / TOWERS)
 
     @staticmethod
     def _load(model: FusionModel, source: Path) -> None:
@@ -158,9 +156,11 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
         """See `LabelledTask.final`."""
         return FusionEvaluation(self.config, train, world, self.run, step, config_yaml)
 
-    def trained(self, source: str, own: bool, train: LabelledSet) -> tuple[FusionObjective, bool]:
+    def trained(
+        self, source: str, own: bool, train: LabelledSet, world: World
+    ) -> tuple[FusionObjective, bool]:
         """See `LabelledTask.trained`."""
-        objective = self._objective(train.classes, resumed=own)
+        objective = self._objective(train.classes, world.from_main(self._kept) if own else {})
         self._load(objective.model, Path(source))
         return objective, True
 
@@ -169,16 +169,14 @@ class FusionTask(LabelledTask[FusionRunConfig, FusionObjective]):
         config = self.config
         given = config.objective.heads or (HeadConfig(),)
         heads = {head.name: Head(head, ("first", "second"), (0, 1)) for head in given}
-        model = FusionModel(
-            config.model,
-            self._towers(resumed=bool(find_checkpoints(self.run))),
-            {name: head.shape for name, head in heads.items()},
-        )
+        kept = self._kept() if find_checkpoints(self.run) else {}
+        towers = build_towers(config.model, config.fbank, kept)
+        model = FusionModel(config.model, towers, {name: head.shape for name, head in heads.items()})
         return FusionObjective(model, config.fbank, config.objective, heads)
 
     def predictor(self, weights: Path, classes: list[str]) -> Predictor:
         """See `LabelledTask.predictor`."""
-        objective = self._objective(classes, resumed=True)
+        objective = self._objective(classes, self._kept())
         self._load(objective.model, weights)
         return FusionPredictor(objective)
 
@@ -219,6 +217,10 @@ class HeldOutHeads:
             self._config.data,
             bf16=self._config.train.parallel.uses_bf16(self._world.device),
         )
+        return self._world.from_main(lambda: self._measure(objective, predictions))
+
+    def _measure(self, objective: FusionObjective, predictions: Predictions | None) -> dict[str, float]:
+        assert predictions is not None
         (subset,) = self._wanted
         values = {}
         for name, head in objective.heads.items():

@@ -44,12 +44,13 @@ class LabelledTask(ABC, Generic[C, O]):
         """
 
     @abstractmethod
-    def build(self, sets: Sequence[LabelledSet], resumed: bool) -> O:
+    def build(self, sets: Sequence[LabelledSet], resumed: bool, world: World) -> O:
         """The objective with its initial weights.
 
         Args:
             sets: The training sets.
             resumed: Whether the run has a checkpoint, from which all weights will be taken.
+            world: The processes; every rank calls it.
 
         Raises:
             ValueError: The weights to begin with are missing or do not fit.
@@ -80,13 +81,14 @@ class LabelledTask(ABC, Generic[C, O]):
         """What is measured at the end."""
 
     @abstractmethod
-    def trained(self, source: str, own: bool, train: LabelledSet) -> tuple[O, bool]:
+    def trained(self, source: str, own: bool, train: LabelledSet, world: World) -> tuple[O, bool]:
         """The objective with finished weights, to be evaluated.
 
         Args:
             source: Where they are.
             own: Whether they are this run's.
             train: The training set.
+            world: The processes; every rank calls it.
 
         Returns:
             The objective, and whether there are heads among the weights.

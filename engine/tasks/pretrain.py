@@ -49,7 +49,7 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     run, parallel = Path(config.output_dir), config.train.parallel
     resumed = world.from_main(lambda: bool(find_checkpoints(run)))
     objective = initial_objective(config, resumed)
-    objective.keep_in(run, resumed, world.is_main)
+    objective.keep_in(run, resumed, world)
     loader = partial(training_clips, config, world, objective.needs())
     num_clips = len(loader(0, ()).plan.order)
     held_out = HeldOutClips(config, objective, world) if config.data.val else None
@@ -59,7 +59,7 @@ def pretrain(config: PretrainConfig, config_yaml: str, world: World) -> bool:
     trainer = Trainer(
         objective,
         config,
-        TrainingData(num_clips, loader, config.data.max_bad_fraction, fingerprint(config.data)),
+        TrainingData(num_clips, loader, config.data.max_bad_fraction, fingerprint(config.data, world)),
         world,
         config_yaml,
         evaluate=held_out,

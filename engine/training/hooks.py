@@ -11,14 +11,14 @@ class Hook(Protocol):
     """Something done after certain steps, once their numbers are known to be finite."""
 
     def check(self, step: int, total_steps: int) -> None:
-        """Checks, before training, that a run that continues at ``step`` can do it.
+        """Checks, before training, that a run that continues at ``step`` can do it; the main rank calls it.
 
         Raises:
             ValueError: It can't; the keys to change are named.
         """
 
     def discard_after(self, step: int) -> None:
-        """Removes what an interrupted attempt left of later steps; the main rank calls it, after `check`."""
+        """Removes what an interrupted attempt left of later steps; the main rank calls it too, after `check`."""
 
     def due(self, step: int) -> bool:
         """Whether it runs after ``step``; the same on every rank."""

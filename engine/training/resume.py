@@ -56,14 +56,8 @@ def resume(
     members = group_members(optimizer, objective.model)
     said: list[str] = []
     if checkpoint is not None:
-        with naming_changes(checkpoint, config_yaml):
-            check_objective(checkpoint, objective)
-        said = [
-            f"applied, changed since that checkpoint: {line}"
-            for line in check_settings(checkpoint, config_yaml)
-        ]
-        said += filter(None, [check_data(checkpoint, data, config.train.accept_changed_data)])
-        check_groups(checkpoint, members, config_yaml)
+        accepted = config.train.accept_changed_data
+        said = world.from_main(lambda: _check(checkpoint, objective, config_yaml, data, members, accepted))
     engine = build_engine(objective, optimizer, config.train.parallel, world)
     if checkpoint is not None:
         restore(engine, checkpoint, world, config.train.parallel.zero_stage)
@@ -74,6 +68,24 @@ def resume(
             logger.warning("%s", line)
         discard_later(run, checkpoint.state.step if checkpoint is not None else -1)
     return engine, members, checkpoint
+
+
+def _check(
+    checkpoint: Checkpoint,
+    objective: Objective[Any],
+    config_yaml: str,
+    data: str,
+    members: dict[str, list[str]],
+    accepted: bool,
+) -> list[str]:
+    """What to say of a checkpoint that is of this run; raises `CheckpointError` for one that is not."""
+    with naming_changes(checkpoint, config_yaml):
+        check_objective(checkpoint, objective)
+    changed = check_settings(checkpoint, config_yaml)
+    said = [f"applied, changed since that checkpoint: {line}" for line in changed]
+    said += filter(None, [check_data(checkpoint, data, accepted)])
+    check_groups(checkpoint, members, config_yaml)
+    return said
 
 
 def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) -> None:
@@ -90,7 +102,7 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) 
     if needs_universal(checkpoint, world.size, zero_stage):
         universal = world.from_main(lambda: make_universal(checkpoint))
     with nullcontext() if universal is None else reading_universal(engine):
-        load_checkpoint(engine, checkpoint, universal)
+        load_checkpoint(engine, checkpoint, world, universal)
     apply_settings(engine.optimizer, settings)
     place_steps(inner_optimizer(engine))
     if universal is not None:

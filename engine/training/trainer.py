@@ -113,10 +113,7 @@ class Trainer:
         if checkpoint is not None:
             self.step = checkpoint.state.step
             self._check_length(checkpoint)
-        for hook in hooks:
-            hook.check(self.step, self.total_steps)
-            if world.is_main:
-                hook.discard_after(self.step)
+        world.from_main(lambda: self._prepare(hooks))
         self.skipped: set[int] = world.from_main(self._read_skipped)
         run = self.run if world.is_main else None
         self.log = RunLog(run, self.step, self.total_steps, config.log, config_yaml)
@@ -139,6 +136,11 @@ class Trainer:
             peak_flops,
         )
         self._last_evaluated = self._last_saved = time.monotonic()
+
+    def _prepare(self, hooks: Sequence[Hook]) -> None:
+        for hook in hooks:
+            hook.check(self.step, self.total_steps)
+            hook.discard_after(self.step)
 
     def fit(self) -> bool:
         """Trains to the last step.

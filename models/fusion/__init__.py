@@ -3,7 +3,7 @@
 from models.fusion.config import MODALITIES, FusionModelConfig
 from models.fusion.joining import Fused, HeadShape, Opinion
 from models.fusion.model import FusionInputs, FusionModel
-from models.fusion.towers import build_towers, keep_towers, num_frames
+from models.fusion.towers import build_towers, keep_towers, kept_towers, num_frames
 
 __all__ = [
     "MODALITIES",
@@ -15,5 +15,6 @@ __all__ = [
     "Opinion",
     "build_towers",
     "keep_towers",
+    "kept_towers",
     "num_frames",
 ]

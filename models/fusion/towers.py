@@ -25,22 +25,21 @@ _FILM_FRAMES = 16
 
 
 def build_towers(
-    config: FusionModelConfig, fbank: FbankConfig, kept: Path | None = None
+    config: FusionModelConfig, fbank: FbankConfig, kept: Mapping[str, Path] | None = None
 ) -> dict[str, Tower[Any]]:
     """The towers by modality, in the usual order.
 
     Args:
         config: The model's.
         fbank: The spectrograms that are made.
-        kept: Where `keep_towers` has written; sources are then not read, and weights are to be loaded later.
+        kept: From `kept_towers`; their sources are not read, and their weights are to be loaded later.
 
     Raises:
         ValueError: A source is missing, is of another modality, or takes other input.
     """
     towers: dict[str, Tower[Any]] = {}
     for name in config.present:
-        folder = None if kept is None else kept / name
-        towers[name] = _BUILD[name](config, folder if folder is not None and folder.is_dir() else None)
+        towers[name] = _BUILD[name](config, (kept or {}).get(name))
         if config.tower(name).frozen:
             towers[name].requires_grad_(False)
     check_sound(towers.get("audio"), fbank)
@@ -58,6 +57,11 @@ def keep_towers(towers: Mapping[str, Tower[Any]], folder: Path) -> None:
         place.mkdir(parents=True, exist_ok=True)
         tower.keep(place)
         write_atomically(place / _KIND, json.dumps({"tower": type(tower).__name__}) + "\n")
+
+
+def kept_towers(folder: Path) -> dict[str, Path]:
+    """By modality, where `keep_towers` has written into a folder; nothing where it has not."""
+    return {name: folder / name for name in _BUILD if (folder / name).is_dir()}
 
 
 def num_frames(config: FusionModelConfig, tower: VisualTower) -> int:

@@ -16,6 +16,7 @@ from datasets.loading.frames import EvenFrames, random_frame
 from engine.embed.embedder import EarsightEmbedder
 from engine.objectives.mavil import Mavil, MavilConfig
 from engine.objectives.mavil_self_training import MavilSelfTraining, MavilSelfTrainingConfig
+from engine.parallel.world import World
 from models import FbankConfig, PretrainedEncoders, uniform
 from models.cav_mae.config import CavMaeModelConfig
 from models.layers.blocks import attend
@@ -28,6 +29,7 @@ from models.weights.errors import WeightsError
 
 FBANK = FbankConfig(target_length=64, num_mel_bins=32, mean=-4.2677393, std=2 * 4.5689974)
 HALF = MaskConfig(0.5, 0.5)
+ALONE = World(0, 1, torch.device("cpu"))
 
 
 def clips(count: int, frames: int = 4) -> AVBatch:
@@ -224,18 +226,18 @@ def test_the_teacher_is_frozen_and_in_no_state(teacher):
 def test_the_run_keeps_the_teacher_once(teacher, tmp_path):
     run = tmp_path / "run"
     objective = second_stage(teacher)
-    objective.keep_in(run, resumed=False, is_main=True)
+    objective.keep_in(run, resumed=False, world=ALONE)
     (kept,) = (run / "teacher").iterdir()
     assert kept.stem == bytes(objective.teacher_sha256.tolist()).hex()
     before = objective(clips(2))["loss"].item()
     teacher.unlink()  # the run goes on without it
     again = second_stage(teacher)
-    again.keep_in(run, resumed=True, is_main=True)
+    again.keep_in(run, resumed=True, world=ALONE)
     again.load_state_dict(objective.state_dict())
     assert again(clips(2))["loss"].item() == before
     kept.unlink()
     with pytest.raises(WeightsError, match="no such file"):
-        second_stage(teacher).keep_in(run, resumed=True, is_main=True)
+        second_stage(teacher).keep_in(run, resumed=True, world=ALONE)
 
 
 def other_weights(path: Path) -> None:
@@ -246,24 +248,24 @@ def other_weights(path: Path) -> None:
 def test_another_teacher_than_the_run_began_with_is_an_error(teacher, tmp_path):
     run = tmp_path / "run"
     objective = second_stage(teacher)
-    objective.keep_in(run, resumed=False, is_main=True)
+    objective.keep_in(run, resumed=False, world=ALONE)
     other_weights(teacher)
     with pytest.raises(WeightsError, match=r"objective\.teacher .* has changed"):
-        second_stage(teacher).keep_in(run, resumed=True, is_main=True)
+        second_stage(teacher).keep_in(run, resumed=True, world=ALONE)
     (kept,) = (run / "teacher").iterdir()
     other_weights(kept)
     with pytest.raises(WeightsError, match="it was changed"):
-        second_stage(kept).keep_in(run, resumed=True, is_main=True)
+        second_stage(kept).keep_in(run, resumed=True, world=ALONE)
     kept.unlink()
     other = second_stage(teacher)
-    other.keep_in(run, resumed=True, is_main=True)
+    other.keep_in(run, resumed=True, world=ALONE)
     with pytest.raises(ValueError, match="the run's teacher has changed"):
         other.load_state_dict(objective.state_dict())
 
 
 def test_a_student_is_not_its_own_teacher(teacher, tmp_path):
     with pytest.raises(WeightsError, match="cannot be its own teacher"):
-        second_stage(teacher).keep_in(tmp_path / "first", resumed=False, is_main=True)
+        second_stage(teacher).keep_in(tmp_path / "first", resumed=False, world=ALONE)
 
 
 @pytest.mark.parametrize(
@@ -285,12 +287,12 @@ def test_a_teacher_that_does_not_fit_is_named(tmp_path, config, fbank, message):
         state = {"encoder.audio.patch_embed.weight": torch.zeros(2, 2)}
     save_described(path, state, Description(config, fbank))
     with pytest.raises(WeightsError, match=message):
-        second_stage(path).keep_in(tmp_path / "run", resumed=False, is_main=True)
+        second_stage(path).keep_in(tmp_path / "run", resumed=False, world=ALONE)
 
 
 def test_the_student_may_start_from_the_teacher(teacher, tmp_path):
     objective = second_stage(teacher, start_from_teacher=True)
-    objective.keep_in(tmp_path / "run", resumed=False, is_main=True)
+    objective.keep_in(tmp_path / "run", resumed=False, world=ALONE)
     own, theirs = (
         x.state_dict() for x in (objective.model.encoder, objective._teacher.encoder(torch.device("cpu")))
     )
@@ -299,7 +301,7 @@ def test_the_student_may_start_from_the_teacher(teacher, tmp_path):
     deeper = MavilMAE(MavilModelConfig("mavil_tiny", **{**SMALL_MAVIL, "mask": HALF, "depth": 3}))
     config = MavilSelfTrainingConfig(teacher=str(teacher), start_from_teacher=True)
     with pytest.raises(WeightsError, match="start_from_teacher needs a student like it"):
-        MavilSelfTraining(deeper, FBANK, config).keep_in(tmp_path / "other", resumed=False, is_main=True)
+        MavilSelfTraining(deeper, FBANK, config).keep_in(tmp_path / "other", resumed=False, world=ALONE)
 
 
 def test_frames_that_are_read():

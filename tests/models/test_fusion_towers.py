@@ -18,7 +18,7 @@ from support.objectives import TINY  # noqa: E402
 from torchvision.models.video import r3d_18  # noqa: E402
 
 from models import AudioFrontEnd, FbankConfig, build_model, create_config  # noqa: E402
-from models.fusion import FusionModelConfig, build_towers, keep_towers, num_frames  # noqa: E402
+from models.fusion import FusionModelConfig, build_towers, keep_towers, kept_towers, num_frames  # noqa: E402
 from models.fusion.config import TextTowerConfig, TowerConfig, VisualTowerConfig  # noqa: E402
 from models.pretrained import load_pretrained  # noqa: E402
 from models.towers import Sound, TextTower, Tokens, Words  # noqa: E402
@@ -120,9 +120,10 @@ def test_a_clip_alone_and_among_others_and_without_the_source(
                 torch.testing.assert_close(found.cls[row], own.cls[0], atol=1e-5, rtol=0)
         other: Tokens = tower(padded_otherwise(together))
         assert torch.equal(other.values[other.mask], found.values[found.mask])
+    assert kept_towers(tmp_path / "kept") == {}
     keep_towers(towers, tmp_path / "kept")
     elsewhere = replace(made, **{modality: replace(settings, source=None if place is None else "/gone")})
-    again = build_towers(elsewhere, FBANK, tmp_path / "kept")[modality]
+    again = build_towers(elsewhere, FBANK, kept_towers(tmp_path / "kept"))[modality]
     again.load_state_dict(tower.state_dict())
     with torch.no_grad():
         same: Tokens = again(together)

@@ -77,19 +77,21 @@ def tune(runs: list[dict]) -> list[bool]:
         return [finetune(small_config(**run), "model: small\n", world) for run in runs]
 
 
-def predictions(shards: str) -> dict:
-    """What an untrained classifier says of a set, over all ranks."""
+def predictions(shards: str) -> dict | None:
+    """What an untrained classifier says of a set, over all ranks; rank 0 has it."""
     with distributed() as world:
         return predict_here(shards, world)
 
 
-def predict_here(shards: str, world: World) -> dict:
+def predict_here(shards: str, world: World) -> dict | None:
     torch.set_num_threads(1)
     config = small_config(shards, "unused")
     train = open_labelled(config, shards)
     objective = build_classification(config, train).eval()
     loader = held_out_loader(config, train, shards, world, every_frame=True)
     found = predict(objective, loader, world, config.data)
+    if found is None:
+        return None
     return {"ids": found.ids, "rows": found.rows, "labels": found.labels, "scores": found.scores}
 
 
