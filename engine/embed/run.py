@@ -121,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _embed(options: argparse.Namespace, world: World) -> str:
     check_target(options.target)
     embedder = load_embedder(options.model, options.frames, **parse_settings(options.settings))
-    source = open_source(options.source, embedder.needs, read_settings(options))
+    settings = read_settings(options)
+    source = open_source(options.source, embedder.needs, settings, check_shards=world.is_main)
     if source.others:
         logger.warning("not taken: other files in %s: %s", options.source, describe_others(source.others))
     work = chosen_work(options, options.batch_size, options.bf16)

@@ -102,27 +102,38 @@ def is_shards(location: str) -> bool:
     return (Path(location) / INDEX_NAME).is_file()
 
 
-def open_source(location: str, needs: ClipNeeds, settings: ReadSettings | None = None) -> ClipSource:
+def open_source(
+    location: str, needs: ClipNeeds, settings: ReadSettings | None = None, *, check_shards: bool = True
+) -> ClipSource:
     """Opens shards, or the media files below a folder, of each its beginning, as long as the model hears.
 
     Args:
         location: The folder.
         needs: What is read of a clip, with ``held_out_frames``.
         settings: Which files, and how they are read.
+        check_shards: As of `open_shards`.
 
     Raises:
         ValueError: There is nothing in it that the model can take, or several kinds of files.
     """
     settings = settings or ReadSettings()
     if is_shards(location):
-        return open_shards(location, needs, settings)
+        return open_shards(location, needs, settings, check_shards=check_shards)
     listing = list_media(Path(location), needs, settings.only)
     end = needs.num_samples / SAMPLE_RATE if listing.kind == "video" else None
     return open_files(listing, [Piece(name, end=end) for name in listing.names], needs, settings)
 
 
-def open_shards(location: str, needs: ClipNeeds, settings: ReadSettings) -> ClipSource:
+def open_shards(
+    location: str, needs: ClipNeeds, settings: ReadSettings, *, check_shards: bool = True
+) -> ClipSource:
     """Opens a set of shards, of which each clip is taken as it is.
+
+    Args:
+        location: Its folder.
+        needs: What is read of a clip.
+        settings: How the shards are read.
+        check_shards: See `ClipReader`; one of several processes is to do so.
 
     Raises:
         ShardError: It is damaged, or has nothing that the model can take.
@@ -136,6 +147,7 @@ def open_shards(location: str, needs: ClipNeeds, settings: ReadSettings) -> Clip
         partial=needs.partial,
         substitutes=False,
         keep_truncated=settings.keep_truncated,
+        check_shards=check_shards,
     )
     classes = tuple(label.name for label in reader.index.labels)
     identity: dict[str, object] = {"shards": reader.index.fingerprint}

@@ -11,7 +11,6 @@ import runpy
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from unittest.mock import patch
 
 import torch
 
@@ -30,9 +29,14 @@ def tensors_only() -> Iterator[None]:
     from deepspeed.utils.tensor_fragment import fragment_address
 
     classes = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
-    with patch.dict(os.environ, {_FORCE: "1"}), torch.serialization.safe_globals(classes):
-        os.environ.pop(_FORBID, None)
-        yield
+    before = {name: os.environ.pop(name, None) for name in (_FORCE, _FORBID)}
+    os.environ[_FORCE] = "1"
+    try:
+        with torch.serialization.safe_globals(classes):
+            yield
+    finally:
+        del os.environ[_FORCE]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def main() -> None:

@@ -176,7 +176,7 @@ def _open_source(options: argparse.Namespace, needs: ClipNeeds, world: World) ->
         for name in ("window", "hop"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name} is of files; clips of shards are taken as they are")
-        return open_shards(options.source, needs, settings)
+        return open_shards(options.source, needs, settings, check_shards=world.is_main)
     preparation = kept_preparation(run_folder(options.run))
     heard = needs.num_samples / SAMPLE_RATE
     window = options.window or min(heard, preparation.clip_seconds or heard)
