@@ -13,7 +13,7 @@ from support.runs import PRETRAIN, launcher, launcher_environment, losses, step_
 
 pytestmark = pytest.mark.cluster
 
-STEPS = 24
+STEPS = 48
 SETTINGS = ("--cluster=debug", "--gpus_per_node=0", "--preflight=false", "--snapshot=false")
 
 
