@@ -7,6 +7,7 @@ what it does in a fresh process; that fresh processes do it too is seen by the t
 from __future__ import annotations
 
 import atexit
+import gc
 import importlib
 import json
 import os
@@ -106,6 +107,8 @@ def _serve(control: socket.socket) -> None:
     importlib.import_module("engine.parallel.world").import_deepspeed()
     for name in _PRELOAD:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # else a collection in a program goes through all that was imported here: seconds of a core
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         request, files, _, _ = socket.recv_fds(control, 1 << 20, 3)
