@@ -27,6 +27,7 @@ import psutil
 import yaml
 
 from atomic import new_file, write_atomically
+from benchmarks.comparison_page import Column, render, write_page
 from engine.demo.run import make_shards
 from engine.records.runlog import read_metrics
 
@@ -121,11 +122,25 @@ class Comparison:
             f"fbank.mean={fbank['mean']:.4f}", f"fbank.std={fbank['std']:.4f}",
         ]  # fmt: skip
 
-    def run(self, candidate: Candidate, jobs: int) -> list[dict[str, Any]]:
-        """What came of a candidate with each seed, ``jobs`` at a time."""
-        self._step_seconds(candidate)  # measured alone, before runs share the machine
-        with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(lambda seed: self._result(candidate, seed), self._seeds))
+    def run(
+        self, candidates: Sequence[Candidate], jobs: int, columns: Sequence[Column], page: Path | None
+    ) -> None:
+        """Runs what is left to do, ``jobs`` seeds at a time; shows and writes the table after each candidate.
+
+        Args:
+            candidates: A teacher before its students.
+            jobs: Runs side by side.
+            columns: Of the table.
+            page: Whose table is renewed, if any.
+        """
+        results: list[dict[str, Any]] = []
+        for candidate in candidates:
+            self._step_seconds(candidate)  # measured alone, before runs share the machine
+            with ThreadPoolExecutor(jobs) as pool:
+                results += pool.map(lambda seed, one=candidate: self._result(one, seed), self._seeds)
+            print(render(results, columns), flush=True)
+            if page:
+                write_page(page, results, columns)
 
     def _num_steps(self, candidate: Candidate) -> int:
         if candidate.clips_of is None:

@@ -14,12 +14,11 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison import Candidate, Comparison, add_options, find_candidates, make_world
-from benchmarks.comparison_page import MAVIL, render, write_page
+from benchmarks.comparison_page import MAVIL
 from home_paths import command_line
 
 
@@ -46,12 +45,7 @@ def main() -> None:
     options = parser.parse_args(command_line())
     make_world(options.data)
     comparison = Comparison(options.data, options.out, options.minutes, options.seeds, finetune=False)
-    results: list[dict[str, Any]] = []
-    for candidate in candidates():
-        results += comparison.run(candidate, options.jobs)
-        print(render(results, MAVIL), flush=True)
-        if options.write:
-            write_page(options.write, results, MAVIL)
+    comparison.run(candidates(), options.jobs, MAVIL, options.write)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.comparison import Comparison, add_options, find_candidates, make_world
-from benchmarks.comparison_page import OBJECTIVES, render, write_page
+from benchmarks.comparison_page import OBJECTIVES
 from engine.objectives.registry import list_objectives
 from home_paths import command_line
 
@@ -31,12 +30,8 @@ def main() -> None:
     options = parser.parse_args(command_line())
     make_world(options.data)
     comparison = Comparison(options.data, options.out, options.minutes, options.seeds)
-    results: list[dict[str, Any]] = []
-    for candidate in find_candidates(options.kinds or list_objectives()):
-        results += comparison.run(candidate, options.jobs)
-        print(render(results, OBJECTIVES), flush=True)
-        if options.write:
-            write_page(options.write, results, OBJECTIVES)
+    found = find_candidates(options.kinds or list_objectives())
+    comparison.run(found, options.jobs, OBJECTIVES, options.write)
 
 
 if __name__ == "__main__":

@@ -171,6 +171,11 @@ class FusionRunConfig(LabelledConfig):
             )
         if self.evaluation.frozen_features:
             raise ValueError("evaluation.frozen_features is for encoders alone; leave it out for fusion")
+        if self.train.parallel.compile and "text" in self.model.modalities:
+            raise ValueError(
+                "train.parallel.compile is true: the longest text of a batch decides its length, and each would be "
+                "compiled anew; leave it off for models that take text"
+            )
         for name in MODALITIES:
             rates = self.objective.rates(name)
             if name not in self.model.modalities and rates != TowerRates():

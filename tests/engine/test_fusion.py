@@ -325,6 +325,7 @@ def test_what_cannot_be_meant_is_refused(runs: Path, tmp_path: Path, capsys):
     fails("names text, and no clip of .*untold has any: leave it out", f"data.train={silent}")
     for words, message in (
         (["sampling.mixup=0.5"], "no mixing two texts"),
+        (["train.parallel.compile=true"], "each would be compiled anew"),
         (["best=val/x"], "best needs evaluations during training"),
         (["objective.text.from_epoch=1"], "would stay random"),
         (["objective.modalities=audio"], "modalities"),
