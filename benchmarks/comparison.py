@@ -115,6 +115,7 @@ class Comparison:
     ) -> None:
         self._shards, self._out, self._minutes = data / "shards", out, minutes
         self._seeds, self._finetunes = seeds, finetune
+        self._reference = _read_candidate("cav_mae")
         index = json.loads((self._shards / "train" / "index.json").read_text(encoding="utf-8"))
         self._clips, fbank = index["samples"], index["fbank"]
         self._common = [
@@ -151,21 +152,35 @@ class Comparison:
         return max(1, round(steps))
 
     def _step_seconds(self, candidate: Candidate) -> float:
-        """Processor seconds of a step, measured once for a recipe and its settings."""
-        folder = self._out / "costs" / "_".join([candidate.recipe.stem, *candidate.words])
-        path = folder / "cost.json"
+        """Processor seconds of a step, found once for a recipe and its settings.
+
+        A machine's speed drifts within the hours of a comparison, so that each candidate is measured right after the
+        reference, whose own first measurement sets the scale.
+        """
+        path = self._cost_folder(candidate) / "cost.json"
         if not path.is_file():
-            run = folder / "run"
-            shutil.rmtree(run, ignore_errors=True)
-            first, last = _MEASURED
-            words = self._words(candidate, self._seeds[0], last + 1, run, val=None)
-            with start_python([*words, "train.log_interval=1"], folder / "run.log") as process:
-                (began, before), (ended, after) = (
-                    seconds_until(process, run, step) for step in (first, last)
-                )
-            seconds = (after - before) / (ended - began)
+            if self._cost_folder(candidate) == self._cost_folder(self._reference):
+                seconds = self._measure(candidate)
+            else:
+                usual = self._step_seconds(self._reference)
+                now = self._measure(self._reference)
+                seconds = usual * self._measure(candidate) / now
             write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
+
+    def _cost_folder(self, candidate: Candidate) -> Path:
+        return self._out / "costs" / "_".join([candidate.recipe.stem, *candidate.words])
+
+    def _measure(self, candidate: Candidate) -> float:
+        """Processor seconds of a step at the machine's present speed, by a short run."""
+        folder = self._cost_folder(candidate)
+        run = folder / "run"
+        shutil.rmtree(run, ignore_errors=True)
+        first, last = _MEASURED
+        words = self._words(candidate, self._seeds[0], last + 1, run, val=None)
+        with start_python([*words, "train.log_interval=1"], folder / "run.log") as process:
+            (began, before), (ended, after) = (seconds_until(process, run, step) for step in (first, last))
+        return (after - before) / (ended - began)
 
     def _result(self, candidate: Candidate, seed: int) -> dict[str, Any]:
         """What came of a candidate with one seed: trained and measured, unless that is done."""
