@@ -136,7 +136,7 @@ class Comparison:
         """
         results: list[dict[str, Any]] = []
         for candidate in candidates:
-            self._step_seconds(candidate)  # measured alone, before runs share the machine
+            self.step_seconds(candidate)  # measured alone, before runs share the machine
             with ThreadPoolExecutor(jobs) as pool:
                 results += pool.map(lambda seed, one=candidate: self._result(one, seed), self._seeds)
             print(render(results, columns), flush=True)
@@ -145,13 +145,13 @@ class Comparison:
 
     def _num_steps(self, candidate: Candidate) -> int:
         if candidate.clips_of is None:
-            steps = 60 * self._minutes / self._step_seconds(candidate)
+            steps = 60 * self._minutes / self.step_seconds(candidate)
         else:
             other = candidate.clips_of
             steps = candidate.times * self._num_steps(other) * other.batch / candidate.batch
         return max(1, round(steps))
 
-    def _step_seconds(self, candidate: Candidate) -> float:
+    def step_seconds(self, candidate: Candidate) -> float:
         """Processor seconds of a step, found once for a recipe and its settings.
 
         A machine's speed drifts within the hours of a comparison, so that each candidate is measured right after the
@@ -160,18 +160,18 @@ class Comparison:
         path = self._cost_folder(candidate) / "cost.json"
         if not path.is_file():
             if self._cost_folder(candidate) == self._cost_folder(self._reference):
-                seconds = self._measure(candidate)
+                seconds = self.measure(candidate)
             else:
-                usual = self._step_seconds(self._reference)
-                now = self._measure(self._reference)
-                seconds = usual * self._measure(candidate) / now
+                usual = self.step_seconds(self._reference)
+                now = self.measure(self._reference)
+                seconds = usual * self.measure(candidate) / now
             write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
 
     def _cost_folder(self, candidate: Candidate) -> Path:
         return self._out / "costs" / "_".join([candidate.recipe.stem, *candidate.words])
 
-    def _measure(self, candidate: Candidate) -> float:
+    def measure(self, candidate: Candidate) -> float:
         """Processor seconds of a step at the machine's present speed, by a short run."""
         folder = self._cost_folder(candidate)
         run = folder / "run"
@@ -202,7 +202,7 @@ class Comparison:
     def _pretrained(self, candidate: Candidate, seed: int) -> dict[str, Any]:
         steps, seconds, run = (
             self._num_steps(candidate),
-            self._step_seconds(candidate),
+            self.step_seconds(candidate),
             self._run(candidate, seed),
         )
         peak_bytes = run_python(self._words(candidate, seed, steps, run, val="test"), run.with_suffix(".log"))
