@@ -3,11 +3,15 @@
     python benchmarks/step.py --objective tg_dp --model cav_mae_sync_tiny
     python benchmarks/step.py --model cav_mae_base --batch_size 8 --precision bf16
     torchrun --nproc_per_node 8 benchmarks/step.py --batch_size 64 --precision bf16 --compile
+    python benchmarks/step.py --model cav_mae_base --precision bf16 --against ../earsight-before
 
-Utilisation is against a large matrix product of the same precision timed just before the steps. FLOPs are the model's,
-as the literature counts them (`models.workload`): linear layers, three times forward, removed tokens not counted in the
-encoder, attention products not counted. An objective with a teacher of its own kind of model gets one of random
-weights. Prints a table and one JSON line.
+Utilisation is against a large matrix product of the same precision timed between the steps of the same run, so that it
+holds on a machine whose speed drifts. FLOPs are the model's, as the literature counts them (`models.workload`): linear
+layers, three times forward, removed tokens not counted in the encoder, attention products not counted. An objective
+with a teacher of its own kind of model gets one of random weights. Prints a table and one JSON line.
+
+With ``--against`` another checkout's `step.py` is run with the same options, by turns with this one, and both medians
+and their ratio are printed.
 """
 
 from __future__ import annotations
@@ -17,9 +21,11 @@ import json
 import platform
 import resource
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -63,12 +69,42 @@ def main() -> None:
         "--checkpointing", action="store_true", help="recompute activations in the backward pass"
     )
     parser.add_argument("--steps", type=int, default=5, help="timed steps, after three that are not")
+    parser.add_argument("--against", type=Path, help="another checkout, such as a git worktree; no torchrun")
+    parser.add_argument("--turns", type=int, default=3, help="of each side, with --against")
     options = parser.parse_args(command_line())
+    if options.against is not None:
+        given = vars(options)
+        other, turns = given.pop("against").resolve(), given.pop("turns")
+        print(compare([Path(__file__).resolve().parents[1], other], given, turns))
+        return
     with distributed() as world, tempfile.TemporaryDirectory() as folder:
         result = measure(world, options, Path(folder))
     if world.is_main:
         print("\n".join(f"{name:32}{value}" for name, value in result.items()))
         print(json.dumps(result))
+
+
+def compare(checkouts: Sequence[Path], options: dict[str, Any], turns: int) -> str:
+    """A table of two checkouts' steps, by turns in processes of their own: medians, and the ratio of their times."""
+    words = [
+        f"--{name}" if value is True else f"--{name}={value}" for name, value in options.items() if value
+    ]
+    found: list[list[dict[str, Any]]] = [[], []]
+    for _ in range(turns):
+        for results, checkout in zip(found, checkouts, strict=True):
+            command = [sys.executable, str(checkout / "benchmarks" / "step.py"), *words]
+            output = subprocess.run(
+                command, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True
+            ).stdout
+            results.append(json.loads(output.splitlines()[-1]))
+    lines = [f"{'median':24}{'this':>10}{'other':>10}"]
+    for name in ("seconds_per_step", "samples_per_second", "mfu", "peak_memory_gb"):
+        this, other = (statistics.median(result[name] for result in results) for results in found)
+        lines.append(f"{name:24}{this:>10g}{other:>10g}")
+    this, other = ([result["seconds_per_step"] for result in results] for results in found)
+    ratio = statistics.median(other) / statistics.median(this)
+    lines.append(f"this is {ratio:.2f} times as fast; seconds a step by turns: {this} and {other}")
+    return "\n".join(lines)
 
 
 def make_objective(options: argparse.Namespace, folder: Path) -> PretrainingObjective[Any]:
@@ -101,12 +137,12 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str
     bf16 = options.precision == "bf16"
     flops = objective.workload(bf16).flops
     batches = [make_batch(options.batch_size, objective.needs(), world, number) for number in range(4)]
-    peak = measured_peak_flops(world.device, bf16)
-    seconds = [
-        timed_step(engine, options.zero_stage, batches[number % 4], world)
-        for number in range(options.steps + 3)
-    ]
-    step = statistics.median(seconds[3:])
+    seconds, peaks = [], []
+    for number in range(options.steps + 3):
+        peaks.append(measured_peak_flops(world.device, bf16, repeats=3))
+        seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
+    step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
+    ratios = [options.batch_size * flops / s / p for s, p in zip(seconds, peaks, strict=True)]
     return {
         "objective": options.objective,
         "model": options.model or objective_kind(options.objective).default_model,
@@ -120,7 +156,7 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str
         "samples_per_second": round(options.batch_size * world.size / step, 2),
         "gflop_per_sample": round(flops / 1e9, 1),
         "matmul_tflops": round(peak / 1e12, 3),
-        "mfu": round(options.batch_size * flops / step / peak, 3),
+        "mfu": round(statistics.median(ratios[3:]), 3),
         "peak_memory_gb": round(peak_memory(world) / 1e9, 2),
         "estimated_memory_gb": round(estimated_memory(objective, world, options) / 1e9, 2),
         "device": torch.cuda.get_device_name()
