@@ -165,6 +165,7 @@ class Comparison:
                 usual = self.step_seconds(self._reference)
                 now = self.measure(self._reference)
                 seconds = usual * self.measure(candidate) / now
+            path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, json.dumps({"seconds_per_step": seconds}) + "\n")
         return json.loads(path.read_text(encoding="utf-8"))["seconds_per_step"]
 
