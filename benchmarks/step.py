@@ -48,7 +48,7 @@ from engine.parallel.deepspeed_engine import (
 from engine.parallel.world import World, distributed
 from engine.preflight.estimates import state_bytes
 from engine.training.optimizer import OptimizerConfig, build_optimizer, clip_gradients, skip_unless_finite
-from engine.training.peak_flops import measured_peak_flops
+from engine.training.peak_flops import measure_peak_flops
 from home_paths import command_line
 from models import FbankConfig, ModelConfig, build_model, create_config, list_models, parameter_count
 from models.layers.blocks import compile_blocks
@@ -139,7 +139,7 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str
     batches = [make_batch(options.batch_size, objective.needs(), world, number) for number in range(4)]
     seconds, peaks = [], []
     for number in range(options.steps + 3):
-        peaks.append(measured_peak_flops(world.device, bf16, repeats=3))
+        peaks.append(measure_peak_flops(world.device, bf16, repeats=3))
         seconds.append(timed_step(engine, options.zero_stage, batches[number % 4], world))
     step, peak = statistics.median(seconds[3:]), statistics.median(peaks[3:])
     ratios = [options.batch_size * flops / s / p for s, p in zip(seconds, peaks, strict=True)]

@@ -9,9 +9,14 @@ import torch
 
 
 @cache
+def measured_peak_flops(device: torch.device, bf16: bool) -> float:
+    """What `measure_peak_flops` finds, once in a process."""
+    return measure_peak_flops(device, bf16)
+
+
 @torch.no_grad()
-def measured_peak_flops(device: torch.device, bf16: bool, repeats: int = 5) -> float:
-    """FLOP/s of a large matrix product in the given precision; about a second, once in a process.
+def measure_peak_flops(device: torch.device, bf16: bool, repeats: int = 5) -> float:
+    """FLOP/s of a large matrix product in the given precision; about a second.
 
     Random operands: on zeros a device runs faster than it ever does on data.
 
