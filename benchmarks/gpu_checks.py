@@ -195,7 +195,7 @@ def resume_runs(words: list[str], processes: int) -> None:
     ]
     program = str(_ROOT / "benchmarks" / "gpu_resume.py")
     done = subprocess.run(
-        [*launcher, program, *words], capture_output=True, text=True, timeout=300, check=False
+        [*launcher, program, *words], capture_output=True, encoding="utf-8", timeout=300, check=False
     )
     if done.returncode:
         raise RuntimeError(
@@ -211,7 +211,9 @@ def resume_rows(folder: Path) -> Iterator[list[Any]]:
         if ours.keys() != theirs.keys():
             raise ValueError(f"ZeRO {stage}: steps {sorted(theirs)} in place of {sorted(ours)}")
         gap = max(abs(theirs[step] / loss - 1) for step, loss in ours.items())
-        last = json.loads((folder / f"resumed_{stage}" / ATTEMPTS).read_text().splitlines()[-1])
+        last = json.loads(
+            (folder / f"resumed_{stage}" / ATTEMPTS).read_text(encoding="utf-8").splitlines()[-1]
+        )
         yield [stage, len(ours), last["step"], last["world_size"], f"{gap:.2e}"]
 
 

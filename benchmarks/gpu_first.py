@@ -63,7 +63,7 @@ def _driver() -> str:
     if shutil.which("nvidia-smi") is None:
         return "unknown (no nvidia-smi)"
     query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(query, capture_output=True, encoding="utf-8", timeout=60, check=False)
     return (done.stdout.splitlines() or ["unknown"])[0]
 
 

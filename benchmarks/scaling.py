@@ -94,7 +94,7 @@ def run_steps(options: argparse.Namespace, way: str) -> float:
 
 def _started(command: list[str], environment: dict[str, str]) -> subprocess.Popen[str]:
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, encoding="utf-8")
 
 
 def _seconds(process: subprocess.Popen[str]) -> float:

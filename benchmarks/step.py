@@ -94,7 +94,7 @@ def compare(checkouts: Sequence[Path], options: dict[str, Any], turns: int) -> s
         for results, checkout in zip(found, checkouts, strict=True):
             command = [sys.executable, str(checkout / "benchmarks" / "step.py"), *words]
             output = subprocess.run(
-                command, cwd=checkout, check=True, stdout=subprocess.PIPE, text=True
+                command, cwd=checkout, check=True, stdout=subprocess.PIPE, encoding="utf-8"
             ).stdout
             results.append(json.loads(output.splitlines()[-1]))
     lines = [f"{'median':24}{'this':>10}{'other':>10}"]
