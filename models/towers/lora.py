@@ -16,7 +16,7 @@ class LoraConfig:
     Attributes:
         rank: Of the updates; 0 for no LoRA.
         alpha: Scale of the updates, times 1 / rank.
-        layers: The linear layers that get one, by the last part of their names, such as ``[query, value]``.
+        layers: The linear layers that get one, by the last part of their names, such as ``[q_proj, v_proj]``.
     """
 
     rank: int = 0

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from support.processes import run_program
 from support.runs import PRETRAIN, ROOT
 from support.shards import make_shards
 
+from engine.checkpoints.folder import find_checkpoints
 from engine.ground.grounder import Grounder
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -65,6 +67,34 @@ def test_three_steps_of_the_baselines_recipe(tmp_path):
         torch.zeros(8000, dtype=torch.int16), torch.zeros(1, 3, 28, 28, dtype=torch.uint8)
     )
     assert heat.shape == (1, 2, 2)
+
+
+def test_low_rank_updates_of_folders_are_trained_alone(tmp_path):
+    pytest.importorskip("peft", reason="peft is not installed")
+    sources = save_folders(tmp_path)
+    lora = [
+        f"model.{tower}.lora.{word}"
+        for tower in ("audio", "visual")
+        for word in ("rank=2", "layers=[q_proj,v_proj]")
+    ]
+    done = pretrain(tmp_path / "run", make_shards(tmp_path / "shards", 12, 12), sources, *lora)
+    assert done.returncode == 0, done.stderr[-3000:]
+    trained = load_file(find_checkpoints(tmp_path / "run")[-1].path / "model.safetensors")
+    for tower in ("audio", "visual"):
+        moved = [
+            name
+            for name, value in trained.items()
+            if f"{tower}_tower" in name and "lora_B" in name and value.any()
+        ]
+        assert len(moved) == 4  # of two layers, two each; B is zero at the start
+    kept = {
+        name.replace(".base_layer", ""): value for name, value in trained.items() if "audio_tower" in name
+    }
+    for name, value in load_file(sources[0] / "model.safetensors").items():
+        if name.startswith("encoder.layers."):
+            assert [torch.equal(other, value) for there, other in kept.items() if there.endswith(name)] == [
+                True
+            ]
 
 
 def test_wrong_folders_are_named_in_a_line(tmp_path):
