@@ -8,8 +8,8 @@ Full steps by `step.py`, a process on one thread of a CPU, in three ways by turn
 process (*one*), so many at the same time that know nothing of each other (*apart*), so many that train together
 (*together*). What *apart* loses against *one* is the machine's: memory, caches, clock. What *together* loses against
 *apart* is the exchange of gradients. Then prints, for links of data sheets or of ``--link``, what larger numbers of
-GPUs should reach by a model of the ring (`scaling_model.py`). With ``--step_seconds``, measured elsewhere, nothing is
-measured.
+GPUs should reach by a model of the exchange (`scaling_model.py`). With ``--step_seconds``, measured elsewhere, nothing
+is measured.
 """
 
 from __future__ import annotations

@@ -2,15 +2,17 @@
 
 ::
 
-    step(N) = compute + reduce(N)                                  ZeRO 0
-    step(N) = compute + reduce(N) + gather(N)                      ZeRO 1 and 2
-    reduce(N) = 2 (N - 1) / N · bytes / bandwidth + 2 (N - 1) · latency · buckets      a ring's all-reduce
-    gather(N) =   (N - 1) / N · bytes / bandwidth +   (N - 1) · latency · buckets      of the weights that were updated
+    step(N) = compute + wait(N)
+    wait(N) = max(reduce(N) / buckets, reduce(N) - backward)       ZeRO 0
+    wait(N) = reduce(N) + gather(N)                                ZeRO 1 and 2
+    reduce(N) = 2 (N - 1) / N · bytes / bandwidth + 2 ⌈log2 N⌉ · latency · buckets     a tree's all-reduce
+    gather(N) =   (N - 1) / N · bytes / bandwidth +   (N - 1)  · latency · buckets     a ring's, of updated weights
 
-``bytes`` are those of all trained parameters in float32, in which Earsight reduces gradients. Nothing overlaps:
-DeepSpeed 0.19 reduces after the backward pass below ZeRO 3, and with its stages 1 and 2 every rank gets the whole sum,
-as here. Left out: what contrastive objectives gather of embeddings, Adam's share that ZeRO saves, waiting for the
-slowest rank and for data. All GPUs lie on one ring of equal links.
+``bytes`` are those of all trained parameters in float32, in which Earsight reduces gradients. Without ZeRO that goes on
+during the backward pass, two thirds of the computing, but for the last bucket (`engine.parallel.reduction`); DeepSpeed
+0.19 begins after it, and with stages 1 and 2 every rank gets the whole sum, as here. NCCL sums along trees where a
+ring's latency would count. Left out: what contrastive objectives gather of embeddings, Adam's share that ZeRO saves,
+waiting for the slowest rank and for data, and that an exchange takes something of the computing beside it.
 """
 
 from __future__ import annotations
@@ -20,7 +22,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from engine.parallel.deepspeed_engine import BUCKET
-from engine.preflight.estimates import BUCKET_WITHOUT_ZERO
+from engine.parallel.reduction import BUCKET as BUCKET_WITHOUT_ZERO
+
+#: The backward pass's share of what a step computes: two products of matrices for each of the forward pass.
+_BACKWARD = 2 / 3
 
 
 @dataclass(frozen=True)
@@ -80,27 +85,40 @@ class Step:
     parameters: int
     zero_stage: int
 
-    def communication(self, link: Link, gpus: int) -> float:
+    def reduction(self, link: Link, gpus: int) -> float:
+        """Seconds of exchange until every GPU has the mean of the gradients."""
+        hops = math.ceil(math.log2(gpus))
+        return 2 * (self._moved(link, gpus) + hops * link.latency * self._buckets)
+
+    def waiting(self, link: Link, gpus: int) -> float:
         """Seconds of a step in which GPUs do nothing but exchange gradients and weights."""
-        rounds = 2 if self.zero_stage == 0 else 3
-        buckets = math.ceil(self.parameters / (BUCKET if self.zero_stage else BUCKET_WITHOUT_ZERO))
-        moved = 4 * self.parameters * (gpus - 1) / gpus / link.bandwidth
-        return rounds * (moved + (gpus - 1) * link.latency * buckets)
+        seconds = self.reduction(link, gpus)
+        if self.zero_stage == 0:
+            return max(seconds / self._buckets, seconds - _BACKWARD * self.compute)
+        return seconds + self._moved(link, gpus) + (gpus - 1) * link.latency * self._buckets
 
     def efficiency(self, link: Link, gpus: int) -> float:
-        """Share of the step that is not communication: speed over that of as many GPUs that need not talk."""
-        return self.compute / (self.compute + self.communication(link, gpus))
+        """Share of the step that is not waiting: speed over that of as many GPUs that need not talk."""
+        return self.compute / (self.compute + self.waiting(link, gpus))
+
+    @property
+    def _buckets(self) -> int:
+        return math.ceil(self.parameters / (BUCKET if self.zero_stage else BUCKET_WITHOUT_ZERO))
+
+    def _moved(self, link: Link, gpus: int) -> float:
+        """Seconds in which a GPU's share of all numbers passes its link once."""
+        return 4 * self.parameters * (gpus - 1) / gpus / link.bandwidth
 
 
 def model_lines(step: Step, links: Sequence[Link], gpus: Sequence[int]) -> Iterator[str]:
     """A Markdown table of what is to be expected, with the words that it is a model."""
     millions = step.parameters / 1e6
-    yield "**A model, not a measurement** (the ring's arithmetic in `benchmarks/scaling_model.py`): a step computes for"
-    yield f"{step.compute:.4g} s and then moves {millions:.1f} million float32 numbers, ZeRO {step.zero_stage}."
-    yield "Expected efficiency of weak scaling, and seconds of communication a step:"
+    yield "**A model, not a measurement** (the arithmetic in `benchmarks/scaling_model.py`): a step computes for"
+    yield f"{step.compute:.4g} s and moves {millions:.1f} million float32 numbers, ZeRO {step.zero_stage}."
+    yield "Expected efficiency of weak scaling, and seconds a step that GPUs wait for the exchange:"
     yield ""
     yield f"| link | GB/s | µs | {' | '.join(f'{n} GPUs' for n in gpus)} |"
     yield "|" + "---|" * (3 + len(gpus))
     for link in links:
-        cells = [f"{step.efficiency(link, n):.1%} ({step.communication(link, n):.3g} s)" for n in gpus]
+        cells = [f"{step.efficiency(link, n):.1%} ({step.waiting(link, n):.3g} s)" for n in gpus]
         yield f"| {link.name} | {link.bandwidth / 1e9:g} | {link.latency * 1e6:g} | {' | '.join(cells)} |"

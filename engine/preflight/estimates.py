@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from engine.parallel.deepspeed_engine import BUCKET
-
-#: Numbers that DeepSpeed reduces at a time without ZeRO: its ``MEMORY_OPT_ALLREDUCE_SIZE``, which is no setting.
-BUCKET_WITHOUT_ZERO = 500_000_000
+from engine.parallel.reduction import BUCKET as BUCKET_WITHOUT_ZERO
 
 
 def state_bytes(parameters: int, trainable: int, world_size: int, zero_stage: int, bf16: bool) -> int:

@@ -13,17 +13,24 @@ from models import create_model, parameter_count
 SLOW = Link("slow", bandwidth=1e9, latency=1e-3)
 
 
-def test_a_step_is_computed_and_goes_round_the_ring() -> None:
+def test_a_step_waits_for_what_is_exchanged_after_it() -> None:
     """A million numbers of 4 bytes over 1 GB/s, in one bucket, each message 1 ms late."""
-    for gpus, part in ((1, 0.0), (2, 1 / 2), (8, 7 / 8)):
-        once = part * 4e6 / 1e9 + (gpus - 1) * 1e-3
-        for stage, rounds in ((0, 2), (1, 3), (2, 3)):
+    for gpus, part, hops in ((1, 0.0, 0), (2, 1 / 2, 1), (8, 7 / 8, 3)):
+        once = part * 4e6 / 1e9
+        reduced = 2 * (once + hops * 1e-3)
+        for stage, waiting in ((0, reduced), (1, reduced + once + (gpus - 1) * 1e-3)):
             step = Step(0.1, 1_000_000, stage)
-            assert step.communication(SLOW, gpus) == pytest.approx(rounds * once)
-            assert step.efficiency(SLOW, gpus) == pytest.approx(0.1 / (0.1 + rounds * once))
-    # Two buckets and a bit of 50 million under ZeRO 1, and one of 500 million without.
-    large = [Step(0.1, 100_000_001, stage).communication(SLOW, 2) for stage in (0, 1)]
-    assert large[1] - 1.5 * large[0] == pytest.approx(3 * 2 * 1e-3)
+            assert step.waiting(SLOW, gpus) == pytest.approx(waiting)
+            assert step.efficiency(SLOW, gpus) == pytest.approx(0.1 / (0.1 + waiting))
+
+
+def test_without_zero_the_backward_pass_hides_what_is_exchanged_during_it() -> None:
+    """100 million numbers of 4 bytes over 1 GB/s, both ways between two: 0.4 s and 13 buckets' latency."""
+    reduced = 0.4 + 13 * 2e-3
+    assert Step(0.3, 100_000_000, 0).waiting(SLOW, 2) == pytest.approx(reduced - 0.2)
+    assert Step(30.0, 100_000_000, 0).waiting(SLOW, 2) == pytest.approx(reduced / 13)  # the last bucket
+    # Of DeepSpeed's two buckets with ZeRO nothing is hidden.
+    assert Step(30.0, 100_000_000, 1).waiting(SLOW, 2) == pytest.approx(0.6 + 2 * 3e-3)
 
 
 def test_links_are_read_from_the_command_line() -> None:
@@ -39,8 +46,8 @@ def test_the_model_is_marked_as_one() -> None:
     head, _, *rows = lines[4:]
     assert head == "| link | GB/s | µs | 8 GPUs | 64 GPUs |"
     assert len(rows) == len(LINKS) + 1
-    # 3 · (7/8 · 0.76 s + 7 · 4 buckets · 1 ms), and with 63 of 64.
-    assert rows[-1] == "| slow | 1 | 1000 | 19.4% (2.08 s) | 14.3% (3 s) |"
+    # 3 · 7/8 · 0.76 s + (2 · 3 + 7) · 4 buckets · 1 ms, and with 63 of 64.
+    assert rows[-1] == "| slow | 1 | 1000 | 19.6% (2.05 s) | 16.4% (2.54 s) |"
 
 
 def test_ways_take_turns_and_are_compared_turn_by_turn() -> None:
