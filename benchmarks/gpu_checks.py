@@ -23,6 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu_section import NotRunError, Setup, smallest_model, table
 from benchmarks.step import build, make_batch, synchronize, take_step
+from engine.evaluation.probes import ProbeConfig, cross_validated_probe
+from engine.evaluation.retrieval import cross_modal_retrieval
 from engine.objectives.registry import list_objectives
 from engine.records.attempts import NAME as ATTEMPTS
 from engine.records.metrics import MetricBuffer
@@ -162,6 +164,31 @@ def _losses(setup: Setup, precision: str, steps: int) -> list[float]:
     engine, objective = build(setup.world, options, setup.folder)
     batches = [make_batch(options.batch_size, objective.needs(), setup.world, n) for n in range(4)]
     return torch.stack([take_step(engine, 0, batches[n % 4]) for n in range(steps)]).tolist()
+
+
+def held_out(setup: Setup) -> Iterator[str]:
+    """What is measured on held-out clips, computed on the device and on the CPU."""
+    clips, classes = (10_000, 500) if setup.on_gpu else (200, 5)
+    generator = torch.Generator().manual_seed(0)
+    labels = F.one_hot(torch.randint(classes, (clips,), generator=generator), classes).float()
+    audio = torch.randn(clips, 768, generator=generator)
+    visual = audio + 5 * torch.randn(clips, 768, generator=generator)
+    measured, seconds = [], []
+    for place in (torch.device("cpu"), setup.world.device):
+        sound, picture, classes_of = audio.to(place), visual.to(place), labels.to(place)
+        start = time.perf_counter()
+        values = cross_modal_retrieval(sound, picture)
+        values |= cross_validated_probe(
+            sound[:2000], classes_of[:2000], ProbeConfig()
+        )  # ends by reading numbers
+        seconds.append(time.perf_counter() - start)
+        measured.append(values)
+    yield f"{clips} random clips of {classes} classes; the first time of a device has its start."
+    yield ""
+    rows = [[name, value, measured[1][name]] for name, value in measured[0].items()]
+    yield from table(["", "CPU", "device"], [["seconds", *seconds], *rows])
+    if any(abs(value - other) > 1e-3 * max(1.0, abs(value)) for _, value, other in rows):
+        raise RuntimeError("the device measures something else")
 
 
 def resuming(setup: Setup) -> Iterator[str]:

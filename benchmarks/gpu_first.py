@@ -32,7 +32,7 @@ import torch
 from torch.cuda import nccl
 
 from atomic import write_atomically
-from benchmarks.gpu_checks import attention, precision, resuming, synchronisation
+from benchmarks.gpu_checks import attention, held_out, precision, resuming, synchronisation
 from benchmarks.gpu_section import NotRunError, Setup
 from benchmarks.gpu_speed import batch_sizes, profile
 from engine.objectives.registry import list_objectives, objective_kind
@@ -72,6 +72,7 @@ SECTIONS: dict[str, Section] = {
     "Attention": attention,
     "Steps for which nobody waits": synchronisation,
     "bf16 against fp32": precision,
+    "Held-out clips on the device": held_out,
     "Resuming on two GPUs": resuming,
     "Profile": profile,
     "Speed and memory": batch_sizes,

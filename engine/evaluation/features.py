@@ -37,6 +37,12 @@ class Features:
     labels: Tensor | None
     streams: dict[str, Tensor]
 
+    def to(self, device: torch.device) -> Features:
+        """The same with its tensors on ``device``."""
+        labels = None if self.labels is None else self.labels.to(device)
+        streams = {name: value.to(device) for name, value in self.streams.items()}
+        return Features(self.ids, self.rows.to(device), labels, streams)
+
 
 def encoder_vectors(encoder: Encoder[Any], inputs: Inputs) -> Embed:
     """The encoder's vectors, nothing masked: ``audio`` and ``visual`` alone, ``audio_visual`` together.

@@ -153,10 +153,10 @@ def cross_validated_probe(
     Returns:
         ``top1`` where each clip has one class, otherwise ``mAP``.
     """
-    fold = torch.arange(len(features)) % folds
-    scores = torch.empty(labels.shape)
+    fold = torch.arange(len(features), device=features.device) % folds
+    scores = torch.empty(labels.shape, device=features.device)
     for held_out in range(folds):
         fitted = fold != held_out
         scores[~fitted] = linear_scores(features[fitted], labels[fitted], features[~fitted], config)
-    values = summary_scores(scores, labels)
+    values = summary_scores(scores.cpu(), labels.cpu())
     return {"top1": values["top1"]} if "top1" in values else {"mAP": values["mAP"]}

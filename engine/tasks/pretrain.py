@@ -116,7 +116,8 @@ class HeldOutClips:
             self.picture(objective, step, log)
         budget = self._config.data.max_bad_fraction
         features = embed_set(objective.embed, self._loader, self._world, budget, self._bf16)
-        values = None if features is None else self._measure(objective, features)
+        # On the device: the other ranks wait.
+        values = None if features is None else _measure(objective, features.to(self._world.device))
         shared = self._world.from_main(lambda: values)
         assert shared is not None
         return shared
@@ -137,15 +138,15 @@ class HeldOutClips:
         batch = next((batch for batch in self._loader if len(batch)), None)
         return None if batch is None else batch.first(_PICTURED)
 
-    @staticmethod
-    def _measure(objective: PretrainingObjective[Any], features: Features) -> dict[str, float]:
-        values = objective.measure(features)
-        if features.labels is not None and features.labels.any() and len(features.ids) >= _LEAST_PROBED:
-            chosen = torch.arange(0, len(features.ids), -(-len(features.ids) // _MOST_PROBED))
-            for stream, rows in objective.probed(features).items():
-                found = cross_validated_probe(rows[chosen], features.labels[chosen], ProbeConfig())
-                values |= {f"linear_{stream}_{name}": value for name, value in found.items()}
-        return {f"val/{name}": value for name, value in values.items()}
+
+def _measure(objective: PretrainingObjective[Any], features: Features) -> dict[str, float]:
+    values = objective.measure(features)
+    if features.labels is not None and features.labels.any() and len(features.ids) >= _LEAST_PROBED:
+        chosen = torch.arange(0, len(features.ids), -(-len(features.ids) // _MOST_PROBED))
+        for stream, rows in objective.probed(features).items():
+            found = cross_validated_probe(rows[chosen], features.labels[chosen], ProbeConfig())
+            values |= {f"linear_{stream}_{name}": value for name, value in found.items()}
+    return {f"val/{name}": value for name, value in values.items()}
 
 
 class HeldOutPictures:

@@ -36,6 +36,9 @@ def test_sections_that_a_cpu_can_run(tmp_path: Path) -> None:
     losses = rows(sections["bf16 against fp32"])
     assert [row[0] for row in losses] == ["1", "2", "3", "4"]
     assert all(float(fp32) == pytest.approx(float(bf16), rel=0.05) for _, fp32, bf16, _ in losses)
+    (_, *measured) = rows(sections["Held-out clips on the device"])
+    assert [row[0] for row in measured][:2] == ["retrieval_a2v_r1", "retrieval_a2v_r5"]
+    assert all(cpu == device for _, cpu, device in measured)
     assert any(row[0].startswith("aten::") for row in rows(sections["Profile"]))
     ((clips, seconds, rate, *_),) = rows(sections["Speed and memory"])
     assert float(rate) == pytest.approx(int(clips) / float(seconds), rel=0.05)
