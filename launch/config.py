@@ -67,6 +67,8 @@ class LaunchConfig:
             the Python that submits.
         environment: Variables for the training processes.
         interface: Network interface for NCCL and gloo, such as ``ib0``.
+        numa_binding: Binds each worker and its readers to the cores near its GPU: ``node`` to those of the GPU's NUMA
+            node, others as of torchrun's option of that name.
         rendezvous_seconds: How long the nodes of a job wait for each other.
         snapshot: Run a copy of the code, so that editing the tree does not change a job that waits.
         preflight: Check the training config, the data and the sizes before submitting.
@@ -102,6 +104,7 @@ class LaunchConfig:
     python: str | None = None
     environment: dict[str, str | int | float] = field(default_factory=dict)
     interface: str | None = None
+    numa_binding: Literal["node", "socket", "exclusive", "core-complex"] | None = None
     rendezvous_seconds: int = 600
     snapshot: bool = True
     preflight: bool = True
@@ -147,6 +150,11 @@ class LaunchConfig:
             raise ValueError(
                 f"processes_per_node: {self.processes_per_node} with gpus_per_node={self.gpus_per_node}: a "
                 "worker has one GPU, so leave processes_per_node out"
+            )
+        if self.numa_binding and not self.gpus_per_node:
+            raise ValueError(
+                f"numa_binding: {self.numa_binding} with gpus_per_node=0: workers are bound to the cores near their "
+                "GPU, so leave it out on CPUs"
             )
         if self.cluster == "debug" and (self.setup or self.python):
             raise ValueError(

@@ -59,6 +59,7 @@ class TrainingJob:
         processes: Workers on each node.
         cpus_per_process: Cores of each worker; None divides what there is.
         interface: Network interface for NCCL and gloo.
+        numa_binding: Which cores near its GPU a worker is bound to, in torchrun's words; None binds none.
         environment: Variables for the workers.
         max_restarts: Failures after which training starts again, in one stay on the cluster.
         max_requeues: How often the job may go back to the queue.
@@ -76,6 +77,7 @@ class TrainingJob:
     processes: int
     cpus_per_process: int | None = None
     interface: str | None = None
+    numa_binding: str | None = None
     environment: dict[str, str] = field(default_factory=dict)
     max_restarts: int = 3
     max_requeues: int = 100
@@ -157,7 +159,12 @@ class TrainingJob:
     def _run(self, attempt: Attempt, signals: Signals) -> int:
         """Runs torchrun to its end on this node and returns its exit status."""
         start = torchrun_command(
-            attempt.rendezvous(), attempt.node, attempt.nodes, self.processes, self.torchrun
+            attempt.rendezvous(),
+            attempt.node,
+            attempt.nodes,
+            self.processes,
+            self.numa_binding,
+            self.torchrun,
         )
         environment = worker_environment(
             self.processes, self.cpus_per_process, self.interface, self.environment

@@ -118,6 +118,7 @@ def make_job(config: LaunchConfig, run: TrainingRun, code: Path) -> TrainingJob:
         processes=config.processes,
         cpus_per_process=config.cpus_per_process,
         interface=config.interface,
+        numa_binding=config.numa_binding,
         environment=gpus | {name: str(value) for name, value in config.environment.items()},
         max_restarts=config.max_restarts,
         max_requeues=config.max_requeues,

@@ -35,7 +35,12 @@ GPUS = "EARSIGHT_GPUS_PER_NODE"
 
 
 def torchrun_command(
-    rendezvous: Rendezvous, node: int, nodes: int, processes: int, program: Sequence[str] | None = None
+    rendezvous: Rendezvous,
+    node: int,
+    nodes: int,
+    processes: int,
+    numa_binding: str | None = None,
+    program: Sequence[str] | None = None,
 ) -> list[str]:
     """Torchrun's command line for one node, up to where the training script's name goes.
 
@@ -44,6 +49,7 @@ def torchrun_command(
         node: This node's number; node 0 hosts the rendezvous.
         nodes: Number of nodes.
         processes: Workers on each node.
+        numa_binding: Which cores near its GPU a worker is bound to; None binds none.
         program: What stands for torchrun itself.
     """
     return [
@@ -56,6 +62,7 @@ def torchrun_command(
         f"--rdzv_endpoint={rendezvous.endpoint}",
         f"--rdzv_id={rendezvous.id}",
         f"--rdzv_conf=is_host={'true' if node == 0 else 'false'}",
+        *([f"--numa_binding={numa_binding}"] if numa_binding else []),
     ]
 
 

@@ -46,6 +46,7 @@ def test_the_launcher_imports_nothing_of_the_training_code():
         ({"nodes": 0}, "nodes: 0"),
         ({"cluster": "local", "nodes": 2}, "nodes: 2 on cluster=local"),
         ({"gpus_per_node": 4, "processes_per_node": 2}, "processes_per_node: 2"),
+        ({"gpus_per_node": 0, "numa_binding": "node"}, "numa_binding: node"),
         ({"minutes": 1, "warning_seconds": 60}, "warning_seconds: 60"),
         ({"cluster": "local", "seeds": [0, 1]}, "seeds, sweep: cluster=local"),
         ({"cluster": "debug", "setup": ["module load cuda"]}, "setup, python: cluster=debug"),

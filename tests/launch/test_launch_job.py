@@ -12,8 +12,11 @@ from pathlib import Path
 import pytest
 from support.node import finish, start_node
 from support.runs import history
+from torch.distributed.run import get_args_parser
 
+from launch.attempt import Rendezvous
 from launch.job import TrainingFailedError, TrainingJob
+from launch.torchrun import torchrun_command
 
 
 def wait_for(done: Callable[[], object], seconds: float = 100) -> None:
@@ -188,3 +191,10 @@ def test_another_launchers_variables_do_not_reach_workers(tmp_path, monkeypatch)
     assert found["NCCL_SOCKET_IFNAME"] == found["GLOO_SOCKET_IFNAME"] == "ib0"
     assert found["NCCL_DEBUG"] == "INFO"
     assert int(found["OMP_NUM_THREADS"]) == max(1, len(os.sched_getaffinity(0)) // 2)
+
+
+@pytest.mark.parametrize("binding", [None, "node", "core-complex"])
+def test_workers_are_bound_as_torchrun_is_told(binding: str | None) -> None:
+    command = torchrun_command(Rendezvous("host:29500", "run-0"), 1, 4, 8, numa_binding=binding)
+    told = get_args_parser().parse_args([*command[3:], "main_pretrain.py"])
+    assert (told.numa_binding, told.nnodes, told.nproc_per_node, told.node_rank) == (binding, "4", "8", 1)
