@@ -32,6 +32,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import engine as before_torch  # noqa: F401  # says how threads wait, which is read when torch comes
+
+# isort: split
+
 import torch
 from torch import Tensor
 

@@ -3,5 +3,7 @@
 import os
 
 # Read by OpenMP when torch is first imported. Threads that wait by spinning take the cores from the reader's
-# processes, and from the other ranks where several share a machine: a step then takes many times as long.
+# processes, and from the other ranks where several share a machine: a step then takes many times as long. Spinning for
+# a moment, until the next operation comes, spares the many small ones a sleep and a waking each.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "10000")
