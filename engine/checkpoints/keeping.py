@@ -6,6 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from atomic import TEMPORARY_SUFFIX
 from engine.checkpoints.folder import (
     CONVERTING,
     Checkpoint,
@@ -115,3 +116,7 @@ def clear_leftovers(run: Path) -> None:
     for pattern in (".writing_*", ".removing_*", f"step_*/{CONVERTING}*"):
         for path in (run / "checkpoints").glob(pattern):
             shutil.rmtree(path)
+    # Below evaluation/ another process may be writing at this moment.
+    for folder in (run, *(run / name for name in ("average", "best", "pictures", "teacher"))):
+        for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -14,7 +14,7 @@ from support.runlines import said
 
 from engine.checkpoints.folder import CheckpointError, CheckpointState, find_checkpoints
 from engine.checkpoints.integrity import STATE, digest_files, write_sealed
-from engine.checkpoints.keeping import newest_sound_checkpoint
+from engine.checkpoints.keeping import clear_leftovers, newest_sound_checkpoint
 from engine.checkpoints.loading import plain_path
 from engine.parallel.world import World
 
@@ -108,3 +108,31 @@ def test_a_plain_path_has_no_brackets(tmp_path: Path) -> None:
     with plain_path(folder) as path:
         assert not set(path) & set("[]*?")
         assert Path(path, "file").read_text() == "here"
+
+
+def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+    """But not what another process may be writing below evaluation/, and not what a link leads to."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    run = tmp_path / "run"
+    left = [
+        "status.json.41.partial",
+        "average/.epoch_0001.safetensors.abc.partial/epoch_0001.safetensors",
+        "best/.step_00000003.safetensors.abc.partial/step_00000003.safetensors",
+        "checkpoints/.writing_step_00000004/state.json",
+    ]
+    kept = [
+        "status.json",
+        "average/epoch_0000.safetensors",
+        "evaluation/last/.scores.npz.abc.partial/scores.npz",
+    ]
+    for name in (*left, *kept):
+        path = run / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("half of it")
+    (run / "linked.partial").symlink_to(elsewhere)
+    clear_leftovers(run)
+    assert sorted(str(path.relative_to(run)) for path in run.rglob("*") if path.is_file()) == sorted(kept)
+    assert not [path for path in run.rglob("*.partial") if "evaluation" not in path.parts]
+    assert not list((run / "checkpoints").iterdir())
+    assert elsewhere.is_dir()

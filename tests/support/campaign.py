@@ -35,7 +35,7 @@ REFUSED = {
     "seed=5": "seed",
     "model.num_heads=1": "model.num_heads",
     "model.modality_depth=2": "model.modality_depth",
-    "train.parallel.zero_stage=0": "zero_stage",
+    "train.parallel.zero_stage=2": "zero_stage",
     "optimizer.lr=-1": "optimizer.lr",
     "objective.freeze_encoder=true": "objective.freeze_encoder",
     "train.steps=1": "train.steps",
@@ -113,6 +113,7 @@ class Campaign:
 
     def __init__(self, folder: Path, steps: int, interval: int = 3, zero_stage: int = 1) -> None:
         self.folder, self.steps, self.run = folder, steps, folder / "disturbed"
+        self.zero_stage = zero_stage
         shards = make_shards(folder / "shards", 24, 12, seconds=0.3, frames=2)
         self.config = folder / "run.yaml"
         self.config.write_text(yaml.safe_dump(_config(str(shards), steps, interval, zero_stage)))
@@ -187,7 +188,8 @@ class Campaign:
             assert status["state"] == "finished", said
         elif event.kind != "kill":
             assert event.world > 1 or code == 75, f"{said}\n{self._log()}"
-            assert status["state"] == "stopped" or event.when == "start", f"{said}\n{self._log()}"
+            early = event.when == "start" or "before training began" in status.get("message", "")
+            assert status["state"] == "stopped" or early, f"{said}\n{self._log()}"
         return said
 
     def _moment(self, event: Event, before: dict[str, Any]) -> Callable[[], bool]:
@@ -241,13 +243,15 @@ class Campaign:
         if not any(self.run.glob("checkpoints/step_*")):
             return "refused: nothing to resume yet"
         setting, name = sorted(REFUSED.items())[event.choice % len(REFUSED)]
+        if setting == f"train.parallel.zero_stage={self.zero_stage}":
+            return "refused: that is the run's own setting"
         if setting == "train.steps=1" and self.status().get("step", 0) <= 1:
             return "refused: not beyond that step yet"
         code = self._wait(self._start(event.world, self.run, setting))
         said = self._log()
         assert code not in (0, 75), f"{setting} was not refused\n{said}"
         assert name in said, said
-        assert "Traceback" not in said, said
+        assert event.world > 1 or "Traceback" not in said, said  # torchrun adds one of its own
         assert self.status()["state"] == "failed", said
         return f"{setting} refused"
 
