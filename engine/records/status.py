@@ -44,8 +44,11 @@ def update_status(folder: Path, **changes: Any) -> None:
 
 
 def fail_status(folder: Path, message: str) -> None:
-    """Says that the run failed, unless another process of it has said why before."""
+    """Says that the run failed, unless another process of it has said before why it ended.
+
+    Where one is asked to stop while it starts, the others lose it, and fail.
+    """
     path = folder / NAME
     ours = path.is_file() and path.stat().st_mtime >= _STARTED
-    if not (ours and read_status(folder)["state"] == "failed"):
+    if not (ours and read_status(folder)["state"] in ("failed", "stopped")):
         update_status(folder, state="failed", message=message)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from engine.config import parse_config
 from engine.records.runlog import RunLog, read_metrics
-from engine.records.status import read_status
+from engine.records.status import fail_status, read_status, update_status
 from engine.tasks.finetune_config import FinetuneConfig
 
 
@@ -99,3 +100,12 @@ def test_a_run_that_is_only_evaluated_says_so_beside_its_own_word() -> None:
     assert config.status_folder == Path("runs/a/evaluation")
     config, _ = parse_config(FinetuneConfig, "test", words[:-1])
     assert config.status_folder == Path("runs/a")
+
+
+def test_who_lost_a_process_that_was_asked_to_stop_does_not_say_failed(tmp_path: Path) -> None:
+    update_status(tmp_path, state="stopped", message="before training began")
+    fail_status(tmp_path, "RuntimeError: Connection closed by peer")
+    assert read_status(tmp_path)["state"] == "stopped"
+    os.utime(tmp_path / "status.json", (0, 0))  # an earlier attempt's word
+    fail_status(tmp_path, "RuntimeError: Connection closed by peer")
+    assert read_status(tmp_path)["state"] == "failed"
