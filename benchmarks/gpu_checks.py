@@ -178,16 +178,15 @@ def held_out(setup: Setup) -> Iterator[str]:
         sound, picture, classes_of = audio.to(place), visual.to(place), labels.to(place)
         start = time.perf_counter()
         values = cross_modal_retrieval(sound, picture)
-        values |= cross_validated_probe(
-            sound[:2000], classes_of[:2000], ProbeConfig()
-        )  # ends by reading numbers
-        seconds.append(time.perf_counter() - start)
+        values |= cross_validated_probe(sound[:2000], classes_of[:2000], ProbeConfig())
+        seconds.append(time.perf_counter() - start)  # the device is done: numbers were read from it
         measured.append(values)
     yield f"{clips} random clips of {classes} classes; the first time of a device has its start."
     yield ""
     rows = [[name, value, measured[1][name]] for name, value in measured[0].items()]
     yield from table(["", "CPU", "device"], [["seconds", *seconds], *rows])
-    if any(abs(value - other) > 1e-3 * max(1.0, abs(value)) for _, value, other in rows):
+    # A hundredth: rounding decides about single clips, and about where the probe's search ends.
+    if any(abs(value - other) > 1e-2 * max(1.0, abs(value)) for _, value, other in rows):
         raise RuntimeError("the device measures something else")
 
 

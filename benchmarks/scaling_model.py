@@ -9,10 +9,10 @@
     gather(N) =   (N - 1) / N · bytes / bandwidth +   (N - 1)  · latency · buckets     a ring's, of updated weights
 
 ``bytes`` are those of all trained parameters in float32, in which Earsight reduces gradients. Without ZeRO that goes on
-during the backward pass, two thirds of the computing, but for the last bucket (`engine.parallel.reduction`); DeepSpeed
-0.19 begins after it, and with stages 1 and 2 every rank gets the whole sum, as here. NCCL sums along trees where a
-ring's latency would count. Left out: what contrastive objectives gather of embeddings, Adam's share that ZeRO saves,
-waiting for the slowest rank and for data, and that an exchange takes something of the computing beside it.
+during the backward pass, two thirds of the computing, but for the last bucket (`engine.parallel.reduction`). With
+stages 1 and 2, as set up here, DeepSpeed 0.19 computes nothing meanwhile, and every rank gets the whole sum. NCCL sums
+along trees where a ring's latency would count. Left out: what contrastive objectives gather of embeddings, Adam's share
+that ZeRO saves, waiting for the slowest rank and for data, and what an exchange takes of the computing beside it.
 """
 
 from __future__ import annotations

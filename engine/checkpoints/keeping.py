@@ -116,7 +116,7 @@ def clear_leftovers(run: Path) -> None:
     for pattern in (".writing_*", ".removing_*", f"step_*/{CONVERTING}*"):
         for path in (run / "checkpoints").glob(pattern):
             shutil.rmtree(path)
-    # Below evaluation/ another process may be writing at this moment.
-    for folder in (run, *(run / name for name in ("average", "best", "pictures", "teacher"))):
-        for path in folder.glob(f"*{TEMPORARY_SUFFIX}"):
+    # Only what training writes: of a report or an evaluation another process may be writing at this moment.
+    for pattern in ("*.json.*", "config.yaml.*", "average/*", "best/*", "pictures/*", "teacher/*"):
+        for path in run.glob(pattern + TEMPORARY_SUFFIX):
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
