@@ -1,7 +1,7 @@
 """Whether a checkpoint still is what was written: sizes and SHA-256 of its files, and a seal on the list of them.
 
-Rank 0 says which files there are, and all ranks share the work, on saving and before loading. A folder that all of
-them see is taken for granted.
+Each rank says what it has written, and all share the work before loading. A folder that all of them see is taken for
+granted.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,16 @@ from engine.parallel.world import World
 STATE = "state.json"
 _SEAL = "sha256"
 
-
-def digest_files(folder: Path, world: World) -> dict[str, tuple[int, str]]:
-    """Bytes and SHA-256 of every file below ``folder`` but the list itself, by relative name; every rank calls it."""
-    names = world.from_main(lambda: _names(folder))
-    own = {name: _digest(folder / name) for name in names[world.rank :: world.size]}
-    return {name: found for part in world.gather_objects(own) for name, found in part.items()}
+#: Bytes and SHA-256 of a file.
+FileDigest = tuple[int, str]
 
 
-def _names(folder: Path) -> list[str]:
-    paths = [path for path in folder.rglob("*") if path.is_file()]
-    return sorted(str(path.relative_to(folder)) for path in paths if path != folder / STATE)
+def digest_files(folder: Path, files: Iterable[Path]) -> dict[str, FileDigest]:
+    """Bytes and SHA-256 of each of the files, by their names relative to ``folder``."""
+    return {str(path.relative_to(folder)): _digest(path) for path in files}
 
 
-def find_damage(folder: Path, files: Mapping[str, tuple[int, str]], world: World) -> str | None:
+def find_damage(folder: Path, files: Mapping[str, FileDigest], world: World) -> str | None:
     """What is wrong with the first damaged file of ``folder``, or None; every rank calls it and gets the same.
 
     Args:
@@ -70,7 +66,7 @@ def read_sealed(path: Path) -> dict[str, Any]:
     return values
 
 
-def check_listed(files: Mapping[str, tuple[int, str]]) -> None:
+def check_listed(files: Mapping[str, FileDigest]) -> None:
     """Raises a ``ValueError`` unless what ``state.json`` lists as files are names within the checkpoint."""
     if not isinstance(files, dict):
         raise ValueError(f"{STATE}: files is a {type(files).__name__}, not a mapping of names")
@@ -81,12 +77,12 @@ def check_listed(files: Mapping[str, tuple[int, str]]) -> None:
             raise ValueError(f"{STATE} lists no size and SHA-256 for {name[:200]!r}")
 
 
-def _digest(path: Path) -> tuple[int, str]:
+def _digest(path: Path) -> FileDigest:
     with path.open("rb") as file:
         return os.fstat(file.fileno()).st_size, hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damage(path: Path, expected: tuple[int, str]) -> str | None:
+def _damage(path: Path, expected: FileDigest) -> str | None:
     size, digest = expected
     try:
         found = path.stat().st_size

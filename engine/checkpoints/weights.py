@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import safetensors.torch
@@ -14,8 +15,12 @@ from models.weights.tensor_files import write_safetensors
 
 def save_weights(model: nn.Module, path: Path) -> None:
     """Writes the float32 weights of ``model``; parameters and persistent buffers, under their own names."""
-    weights = {name: value.detach().float().cpu().contiguous() for name, value in model.state_dict().items()}
-    write_safetensors(path, weights)
+    write_safetensors(path, to_float32({name: value.cpu() for name, value in model.state_dict().items()}))
+
+
+def to_float32(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights as they are stored."""
+    return {name: value.detach().float().contiguous() for name, value in weights.items()}
 
 
 def load_weights(path: Path) -> dict[str, Tensor]:

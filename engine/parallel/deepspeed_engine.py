@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from atomic import fsync
+from engine.parallel.host_copies import copy_to_host
 from engine.parallel.reduction import OverlappedMean
 from engine.parallel.world import World, import_deepspeed
 
@@ -105,7 +105,7 @@ def build_engine(
         "timers": {"throughput": {"enabled": False, "synchronized": False}},
     }
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
-    engine.checkpoint_engine = _SyncedFiles(engine.checkpoint_engine)
+    engine.checkpoint_engine = _KeptStates(engine.checkpoint_engine)
     if config.zero_stage == 0:
         # DeepSpeed calls it after each backward pass. Its own exchanges nothing before, and copies all twice.
         mean = OverlappedMean(module.parameters(), engine.is_gradient_accumulation_boundary)
@@ -113,23 +113,46 @@ def build_engine(
     return engine
 
 
-class _SyncedFiles:
-    """DeepSpeed's checkpoint engine; what a rank has saved is on disk.
+class _KeptStates:
+    """DeepSpeed's checkpoint engine, which keeps a copy of what it is told to save and writes nothing.
 
     Args:
         inner: DeepSpeed's own.
+
+    Attributes:
+        kept: What `copy_state` is to return.
     """
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
+        self.kept: dict[Path, Any] = {}
 
     def save(self, state_dict: dict[str, Any], path: str) -> None:
-        """Writes a file and syncs it here: a node that vanishes later must not take along what it had yet to write."""
-        self._inner.save(state_dict, path)
-        fsync(Path(path))
+        """Copies a state to the host's memory."""
+        self.kept[Path(path)] = copy_to_host(state_dict)
+
+    def preserves_storage_sharing(self) -> bool:
+        """Whether DeepSpeed must copy views before it saves them, lest all that they are views of be written: no."""
+        return False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def copy_state(engine: Any, folder: Path, tag: str) -> dict[Path, Any]:
+    """This rank's part of the engine's state, copied as `copy_to_host` does; every rank calls it.
+
+    Args:
+        engine: The engine.
+        folder: DeepSpeed makes the folder ``tag`` in it.
+        tag: Of a checkpoint, for DeepSpeed to find.
+
+    Returns:
+        What each of this rank's files is to hold, for ``torch.save``; behind it ``folder`` is there for every rank.
+    """
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
+    kept, engine.checkpoint_engine.kept = engine.checkpoint_engine.kept, {}
+    return kept
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:

@@ -80,6 +80,20 @@ class World:
             raise error
         return found
 
+    def gather_outcomes(self, find: Callable[[], T]) -> list[T]:
+        """What ``find`` gives on each rank, in rank order, on every rank (small host objects).
+
+        Raises:
+            Exception: What it raises on any rank, on every rank: none is left waiting for the others.
+        """
+        if self.size == 1:
+            return [find()]
+        outcomes = self.gather_objects(_outcome(find))
+        for _, error in outcomes:
+            if error is not None:
+                raise error
+        return [found for found, _ in outcomes]
+
     def barrier(self) -> None:
         """Waits for every rank."""
         if self.size > 1:

@@ -22,7 +22,7 @@ from datasets.batch import AVBatch, FailureBudget, ReadFailure
 from datasets.untrusted import whole_number
 from engine.checkpoints.folder import Checkpoint, CheckpointError, find_checkpoints
 from engine.checkpoints.keeping import last_known_good, newest_sound_checkpoint, set_aside
-from engine.checkpoints.saving import Notes, save_checkpoint
+from engine.checkpoints.saving import CheckpointWriter, Notes
 from engine.checkpoints.weights import weights_are_finite
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import inner_optimizer, partition_gradients
@@ -118,6 +118,9 @@ class Trainer:
         run = self.run if world.is_main else None
         self.log = RunLog(run, self.step, self.total_steps, config.log, config_yaml)
         self.stop = StopRequest(world)
+        self._checkpoints = CheckpointWriter(
+            self.run, world, self.config.parallel.zero_stage, self.config.keep_checkpoints
+        )
         self._watch = StepWatch(world.rank, world.size)
         self._metrics = MetricBuffer(self.config.log_interval, world.device)
         self._ids: dict[int, list[str]] = {}
@@ -158,12 +161,14 @@ class Trainer:
         try:
             with self._watch:
                 finished = self._fit()
+                self._checkpoints.finish()
         except BaseException as error:
             self.log.status(self.step, state="failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
             self.stop.close()
             self.log.close()
+            self._checkpoints.close()
         # Whether the run is finished is the program's to say: an evaluation may follow.
         self.log.status(self.step, **({} if finished else {"state": "stopped"}))
         return finished
@@ -276,7 +281,10 @@ class Trainer:
 
     def _report(self) -> int | None:
         """Looks at the steps since the last look; returns the first with non-finite numbers, if any."""
-        table, (failures,) = self._metrics.drain(self.world, [len(self._failures)])
+        told = [len(self._failures), int(self._checkpoints.writing)]
+        table, (failures, writing) = self._metrics.drain(self.world, told)
+        if not writing:
+            self._checkpoints.finish()
         if failures:
             self._share_failures()
         for step, values in table.items():
@@ -314,6 +322,7 @@ class Trainer:
 
     def _go_back(self, bad_step: int) -> None:
         """Returns to the newest checkpoint and skips the batch whose numbers were not finite."""
+        self._checkpoints.finish()
         ids = [name for part in self.world.gather_objects(self._ids.get(bad_step, [])) for name in part]
         self.skipped.add(bad_step - 1)
         if sum(step > bad_step - STRETCH for step in self.skipped) > MAX_ROLLBACKS:
@@ -392,17 +401,7 @@ class Trainer:
     def _save(self) -> None:
         if not weights_are_finite(self.objective.model):
             raise TrainingError(f"weights are not finite at step {self.step}: no checkpoint is written")
-        save_checkpoint(
-            self.engine,
-            self.objective,
-            self.run,
-            self.step,
-            self.config_yaml,
-            self.world,
-            self._notes,
-            zero_stage=self.config.parallel.zero_stage,
-            keep=self.config.keep_checkpoints,
-        )
+        self._checkpoints.begin(self.engine, self.objective, self.step, self.config_yaml, self._notes)
         self._notes = replace(self._notes, loss=None)
         self._last_saved = time.monotonic()
 

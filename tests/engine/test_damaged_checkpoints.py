@@ -35,9 +35,10 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 def write_checkpoint(run: Path, step: int) -> Path:
     folder = run / "checkpoints" / f"step_{step:08d}"
     (folder / "deepspeed").mkdir(parents=True)
-    for name in FILES[:-1]:
-        (folder / name).write_bytes(bytes(range(1, 101)) + name.encode())
-    state = CheckpointState(step, 1, 0, "2.11.0", "0.19.8", digest_files(folder, ALONE))
+    files = [folder / name for name in FILES[:-1]]
+    for path in files:
+        path.write_bytes(bytes(range(1, 101)) + path.name.encode())
+    state = CheckpointState(step, 1, 0, "2.11.0", "0.19.8", digest_files(folder, files))
     write_sealed(folder / STATE, asdict(state))
     return folder
 

@@ -11,6 +11,7 @@ from unittest.mock import patch
 import torch
 from support.training import make_trainer, small_objective
 
+from engine.checkpoints.saving import CheckpointWriter
 from engine.cli import run_program
 from engine.config import PretrainConfig
 from engine.objectives.cav_mae import CavMae
@@ -23,7 +24,8 @@ FAULTS = {
     "start": None,
     "step": (CavMae, "forward"),
     "evaluation": (CavMae, "embed"),
-    "save": ("engine.training.trainer.save_checkpoint", None),
+    "save": (CheckpointWriter, "begin"),
+    "write": ("engine.checkpoints.saving.digest_files", None),
     "resume": ("engine.training.resume.load_checkpoint", None),
     "interrupt": (CavMae, "forward"),
 }

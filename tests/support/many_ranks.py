@@ -17,12 +17,13 @@ import torch
 import torch.distributed as dist
 from support.small_mavil import small_mavil
 
+from engine.checkpoints.saving import CheckpointWriter
 from engine.cli import _held
 from engine.config import PretrainConfig, parse_config
 from engine.objectives.mavil_self_training import MavilSelfTraining, MavilSelfTrainingConfig
 from engine.parallel.world import World, distributed
 from engine.tasks import pretrain as pretraining
-from engine.training import stop, trainer
+from engine.training import stop
 from models import FbankConfig
 from models.layers.masking import MaskConfig
 from models.weights.description import Description, save_described
@@ -49,7 +50,7 @@ class Requests:
         for kind, names in {"stat": ("stat", "lstat"), "sync": ("fsync",)}.items():
             for name in names:
                 patch.object(os, name, self._noting(kind, getattr(os, name))).start()
-        patch.object(trainer, "save_checkpoint", self._saving(trainer.save_checkpoint)).start()
+        patch.object(CheckpointWriter, "begin", self._saving(CheckpointWriter.begin)).start()
 
     def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
         if event in _AUDITED:
@@ -62,11 +63,12 @@ class Requests:
 
         return noted
 
-    def _saving(self, save: Any) -> Any:
-        def saved(*arguments: Any, **named: Any) -> Any:
+    def _saving(self, begin: Any) -> Any:
+        def saved(writer: CheckpointWriter, *arguments: Any) -> None:
             before, self.phase = self.phase, f"{self.phase} saving"
             try:
-                return save(*arguments, **named)
+                begin(writer, *arguments)
+                writer.finish()  # what the thread asks is of this phase too
             finally:
                 self.phase = before
 

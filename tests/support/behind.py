@@ -1,0 +1,70 @@
+"""A training whose checkpoints are written behind its steps, one of them held up on the last rank."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+from support.training import make_trainer, micro_batches
+
+import engine.checkpoints.saving as saving
+from datasets.batch import AVBatch
+from engine.checkpoints.folder import CheckpointError, find_checkpoints
+from engine.checkpoints.saving import CheckpointWriter
+from engine.parallel.deepspeed_engine import ParallelConfig
+from engine.parallel.world import World, distributed
+from engine.training.train_config import TrainConfig
+
+
+def runs_seen(runs: list[dict[str, Any]]) -> list[dict[int, list[int]]]:
+    """For each run what `_fit` saw."""
+    with distributed() as world:
+        return [_fit(world, **run) for run in runs]
+
+
+def _fit(world: World, run: str, zero_stage: Any, waits: bool) -> dict[int, list[int]]:
+    """The checkpoints that are found after each step of a run with checkpoints at 0, 4 and 7.
+
+    The last rank begins to write that of step 4 before step 7 only, or else every checkpoint is waited for.
+    """
+    parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
+    train = TrainConfig(steps=7, log_interval=1, checkpoint_interval=4, keep_checkpoints=3, parallel=parallel)
+    seen: dict[int, list[int]] = {}
+    go_on, begin = threading.Event(), CheckpointWriter.begin
+
+    def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+        for step, batch in enumerate(micro_batches(world.rank, world.size, parallel, start_step, skipped)):
+            seen[step] = [checkpoint.state.step for checkpoint in find_checkpoints(Path(run))]
+            if step == 6:
+                go_on.set()
+            yield batch
+
+    def held_up(writer: CheckpointWriter, engine: Any, objective: Any, step: int, *rest: Any) -> None:
+        late = step == 4 and world.rank == world.size - 1 and not waits
+        ready = lambda _: lambda: go_on.wait(60 if late else 0)  # noqa: E731
+        with patch.object(saving, "copies_done", ready):
+            begin(writer, engine, objective, step, *rest)
+        if waits:
+            writer.finish()
+
+    with patch.object(CheckpointWriter, "begin", held_up):
+        assert make_trainer(world, Path(run), train, loader=loader).fit()
+    return seen
+
+
+def full_disk(run: str) -> str:
+    """What each rank says where the last one can't write its part of a checkpoint."""
+    with distributed() as world:
+        if world.rank == world.size - 1:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, resource.RLIM_INFINITY))
+        parallel = ParallelConfig(global_batch_size=12, zero_stage=1, precision="fp32")
+        train = TrainConfig(steps=2, log_interval=1, checkpoint_interval=1, parallel=parallel)
+        try:
+            make_trainer(world, Path(run), train).fit()
+        except CheckpointError as error:
+            return str(error)
+        return ""
