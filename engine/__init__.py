@@ -7,3 +7,7 @@ import os
 # a moment, until the next operation comes, spares the many small ones a sleep and a waking each.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+# Read by torch at its first allocation: large tensors ask for pages of 2 MB, which Linux gives where it may. Nothing on
+# systems without them.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
