@@ -48,7 +48,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="on the file system to be timed")
     options = parser.parse_args(command_line())
-    options.compile = options.checkpointing = False
+    options.overlap_comm = options.compile = options.checkpointing = False
     with distributed() as world, _scratch(world, options.folder) as folder:
         table = measure(world, options, folder)
     if world.is_main:

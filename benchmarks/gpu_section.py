@@ -49,7 +49,7 @@ class Setup:
         """The command line of `step.py` that says the same, in bfloat16 at ZeRO 0, with changes."""
         options = Namespace(
             objective=self.objective, model=self.model, batch_size=self.batch_sizes[0], precision="bf16",
-            zero_stage=0, compile=False, checkpointing=False, steps=self.steps,
+            zero_stage=0, overlap_comm=False, compile=False, checkpointing=False, steps=self.steps,
         )  # fmt: skip
         vars(options).update(changes)
         return options

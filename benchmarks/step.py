@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--batch_size", type=int, default=8, help="clips a process and micro-batch")
     parser.add_argument("--precision", default="fp32", choices=["fp32", "bf16"])
     parser.add_argument("--zero_stage", type=int, default=0, choices=[0, 1, 2])
+    parser.add_argument("--overlap_comm", action="store_true", help="of ZeRO 1 and 2")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument(
         "--checkpointing", action="store_true", help="recompute activations in the backward pass"
@@ -129,7 +130,10 @@ def build(world: World, options: argparse.Namespace, folder: Path) -> tuple[Any,
     if options.compile:
         compile_blocks(objective.model)
     parallel = ParallelConfig(
-        options.batch_size * world.size, zero_stage=options.zero_stage, precision=options.precision
+        options.batch_size * world.size,
+        zero_stage=options.zero_stage,
+        overlap_comm=options.overlap_comm,
+        precision=options.precision,
     )
     optimizer = build_optimizer(OptimizerConfig(clip_grad=1.0), objective.model, objective.no_weight_decay())
     return build_engine(objective, optimizer, parallel, world), objective
@@ -154,6 +158,7 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> dict[str
         "processes": world.size,
         "precision": options.precision,
         "zero_stage": options.zero_stage,
+        "overlap_comm": options.overlap_comm,
         "compile": options.compile,
         "activation_checkpointing": options.checkpointing,
         "seconds_per_step": round(step, 4),
@@ -234,7 +239,7 @@ def estimated_memory(
     """Bytes of a step as `launch.preflight` estimates them."""
     parameters = parameter_count(objective, trainable_only=False), parameter_count(objective.model)
     bf16 = options.precision == "bf16"
-    state = state_bytes(*parameters, world.size, options.zero_stage, bf16)
+    state = state_bytes(*parameters, world.size, options.zero_stage, bf16, options.overlap_comm)
     return state + options.batch_size * objective.workload(bf16).activations
 
 

@@ -48,7 +48,9 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
             if predictions is not None:
                 report |= self._measure(predictions)
             if features is not None:
-                report["frozen_features"] = measure_features(self.config, *features)
+                # On the device: the other ranks wait.
+                on_device = (part.to(self.world.device) for part in features)
+                report["frozen_features"] = measure_features(self.config, *on_device)
             report["of"] = self._identity
             write_report(self.run / "evaluation" / name, report, predictions, self.train.classes)
             for line in summary_lines(report):

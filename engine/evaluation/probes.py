@@ -134,7 +134,7 @@ def probe_features(train: Features, test: Features, config: ProbeConfig) -> dict
     for stream, features in train.streams.items():
         for name, method in (("linear", linear_scores), ("knn", knn_scores)):
             scores = method(features, train.labels, test.streams[stream], config)
-            measured = summary_scores(scores, test.labels)
+            measured = summary_scores(scores.cpu(), test.labels.cpu())
             values |= {f"{name}_{stream}_{key}": value for key, value in measured.items() if key != "d_prime"}
     return values
 

@@ -197,7 +197,8 @@ def _check_memory(run: PlannedRun, micro_batch: int, cluster: Cluster, report: R
     activations, chosen = micro_batch * run.workload.activations, run.train.parallel.zero_stage
     for stage in (0, 1, 2):
         bf16 = _uses_bf16(run.train)
-        state = state_bytes(run.parameters, run.trainable, cluster.world_size, stage, bf16)
+        overlap = run.train.parallel.overlap_comm
+        state = state_bytes(run.parameters, run.trainable, cluster.world_size, stage, bf16, overlap)
         total = (state + activations) / _GB
         parts = f"{state / _GB:.1f} weights, gradients, Adam + {activations / _GB:.1f} activations"
         text = f"{total:.1f} GB for each process: {parts}"

@@ -37,6 +37,7 @@ CASES = [
     *({"zero_stage": z, "accumulation": 1, "clip": 0.05} for z in (0, 1, 2)),
     {"zero_stage": 0, "accumulation": 1, "negatives": "local"},
     *({"zero_stage": z, "accumulation": 1, "precision": "bf16"} for z in (0, 1, 2)),
+    *({"zero_stage": z, "accumulation": a, "overlap_comm": True} for z in (1, 2) for a in (1, 2)),
 ]
 
 
@@ -58,6 +59,17 @@ def test_two_ranks_equal_one_process(results, zero_stage: int, accumulation: int
     assert relative(result["loss"], loss) < 1e-5
     for name, expected in grads.items():
         assert relative(result["grads"][name], expected) < 1e-5, name
+
+
+def test_so_they_do_where_zero_exchanges_during_the_backward_pass(results) -> None:
+    for case, result in results[-4:]:
+        assert case["overlap_comm"]
+        loss, grads = reference(case["accumulation"], False)
+        assert relative(result["loss"], loss) < 1e-5
+        for name, expected in grads.items():
+            assert relative(result["grads"][name], expected) < 1e-5, (case, name)
+    with pytest.raises(ValueError, match="overlap_comm is of zero_stage 1 and 2"):
+        ParallelConfig(overlap_comm=True)
 
 
 @pytest.mark.parametrize("zero_stage", [0, 1, 2])

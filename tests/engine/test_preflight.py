@@ -91,6 +91,7 @@ def test_state_by_zero_stage():
     found = [state_bytes(1000, 1000, 4, stage, bf16=False) for stage in (0, 1, 2)]
     bucket = 4 * BUCKET
     assert found == [4 * 4000 + 4000, 4000 + 4000 + 3000 + bucket, 4000 + 1000 + 3000 + bucket]
+    assert state_bytes(1000, 1000, 4, 1, bf16=False, overlap_comm=True) == found[1] + bucket
     assert state_bytes(1000, 0, 1, 0, bf16=True) == 6000  # a frozen model
 
 

@@ -151,7 +151,7 @@ def benchmarked_steps(kinds: list[str], folder: str) -> list[float]:
         for kind in kinds:
             options = Namespace(
                 objective=kind, model=TINY[kind]["model"]["name"], batch_size=2, precision="fp32", zero_stage=0,
-                compile=False, checkpointing=False,
+                overlap_comm=False, compile=False, checkpointing=False,
             )  # fmt: skip
             engine, objective = build(world, options, Path(folder))
             found.append(timed_step(engine, 0, make_batch(2, objective.needs(), world, 0), world))

@@ -108,12 +108,17 @@ def _gradients(
     accumulation: int,
     clip: float | None = None,
     precision: Any = "fp32",
+    overlap_comm: bool = False,
     **settings: Any,
 ) -> dict:
     from deepspeed.utils import safe_get_full_grad
 
     parallel = ParallelConfig(
-        global_batch_size=8, accumulation_steps=accumulation, zero_stage=zero_stage, precision=precision
+        global_batch_size=8,
+        accumulation_steps=accumulation,
+        zero_stage=zero_stage,
+        precision=precision,
+        overlap_comm=overlap_comm,
     )
     objective = small_objective(**settings)
     optimizer = build_optimizer(OptimizerConfig(), objective.model, objective.no_weight_decay())
