@@ -22,10 +22,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from step import build, make_batch, synchronize, timed_step
-
+from benchmarks.step import build, make_batch, synchronize, timed_step
 from engine.checkpoints.saving import CheckpointWriter, Notes
 from engine.objectives.registry import list_objectives
 from engine.parallel.world import World, distributed

@@ -26,6 +26,7 @@ from benchmarks.step import build, make_batch, synchronize, take_step
 from engine.evaluation.probes import ProbeConfig, cross_validated_probe
 from engine.evaluation.retrieval import cross_modal_retrieval
 from engine.objectives.registry import list_objectives
+from engine.parallel.transfer import Transfer
 from engine.records.attempts import NAME as ATTEMPTS
 from engine.records.metrics import MetricBuffer
 from engine.records.runlog import read_metrics
@@ -119,12 +120,13 @@ def _silent_steps(setup: Setup, options: Namespace) -> str:
     batches = [
         make_batch(options.batch_size, objective.needs(), world, n).to("cpu").pin_memory() for n in range(2)
     ]
-    take_step(engine, options.zero_stage, batches[0].to(world.device))
+    send = Transfer(world.device)
+    take_step(engine, options.zero_stage, send(batches[0]))
     synchronize(world)
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(setup.steps):
-            loss = take_step(engine, options.zero_stage, batches[step % 2].to(world.device))
+            loss = take_step(engine, options.zero_stage, send(batches[step % 2]))
             metrics.append(step, {"loss": loss})
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -34,7 +34,7 @@ from torch.cuda import nccl
 from atomic import write_atomically
 from benchmarks.gpu_checks import attention, held_out, precision, resuming, synchronisation
 from benchmarks.gpu_section import NotRunError, Setup
-from benchmarks.gpu_speed import batch_sizes, profile
+from benchmarks.gpu_speed import batch_sizes, beside, profile
 from engine.objectives.registry import list_objectives, objective_kind
 from engine.parallel.world import distributed, import_deepspeed
 from engine.records.attempts import device_name
@@ -75,6 +75,7 @@ SECTIONS: dict[str, Section] = {
     "Held-out clips on the device": held_out,
     "Resuming on two GPUs": resuming,
     "Profile": profile,
+    "Beside the step": beside,
     "Speed and memory": batch_sizes,
 }
 

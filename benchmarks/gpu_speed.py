@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import statistics
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
+from benchmarks import checkpoints
 from benchmarks.gpu_section import Setup, table
 from benchmarks.step import build, make_batch, measure, synchronize, take_step
+from datasets.batch import AVBatch
+from engine.parallel.transfer import Transfer
 from engine.training.peak_flops import measured_peak_flops
 
 _SHOWN = 15
@@ -59,6 +64,33 @@ def _profiled(setup: Setup) -> list[Any]:
 def _time(event: Any) -> float:
     """Microseconds spent in it alone."""
     return event.self_device_time_total if event.device_type == DeviceType.CUDA else event.self_cpu_time_total
+
+
+def beside(setup: Setup) -> Iterator[str]:
+    """What sending batches and writing checkpoints beside the steps saves, by turns."""
+    engine, objective = build(setup.world, setup.options(), setup.folder)
+    made = (make_batch(setup.batch_sizes[0], objective.needs(), setup.world, n).to("cpu") for n in range(2))
+    batches = [batch.pin_memory() if setup.on_gpu else batch for batch in made]
+    ways: dict[str, Callable[[AVBatch], AVBatch]] = {
+        "on the steps' stream": lambda batch: batch.to(setup.world.device),
+        "on its own": Transfer(setup.world.device),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for turn in range(4):  # of which the first is not counted
+        for name, send in ways.items():
+            synchronize(setup.world)
+            start = time.perf_counter()
+            for number in range(setup.steps):
+                take_step(engine, 0, send(batches[number % 2]))
+            synchronize(setup.world)
+            seconds[name] += [(time.perf_counter() - start) / setup.steps] * (turn > 0)
+    yield from table(
+        ["a batch is sent", "s/step, median", "least", "most"],
+        ([name, statistics.median(found), min(found), max(found)] for name, found in seconds.items()),
+    )
+    del engine, objective
+    options = setup.options(turns=2, steps=4 * setup.steps)
+    yield from ["```", *checkpoints.measure(setup.world, options, setup.folder).splitlines(), "```", ""]
 
 
 def batch_sizes(setup: Setup) -> Iterator[str]:

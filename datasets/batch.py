@@ -140,6 +140,15 @@ class AVBatch:
         """The same batch in page-locked memory (called by ``DataLoader(pin_memory=True)``)."""
         return self._map(lambda tensor: tensor.pin_memory())
 
+    def record_stream(self, stream: torch.Stream) -> None:
+        """Keeps the tensors' memory until what ``stream`` was given so far is done; see ``Tensor.record_stream``."""
+
+        def record(tensor: Tensor) -> Tensor:
+            tensor.record_stream(stream)
+            return tensor
+
+        self._map(record)
+
     def _map(self, function) -> AVBatch:
         tensors = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(

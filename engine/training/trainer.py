@@ -26,6 +26,7 @@ from engine.checkpoints.saving import CheckpointWriter, Notes
 from engine.checkpoints.weights import weights_are_finite
 from engine.objectives.base import Objective, first_step
 from engine.parallel.deepspeed_engine import inner_optimizer, partition_gradients
+from engine.parallel.transfer import Transfer
 from engine.parallel.watch import StepWatch
 from engine.parallel.world import World
 from engine.records.attempts import Attempt, device_name
@@ -121,6 +122,7 @@ class Trainer:
         self._checkpoints = CheckpointWriter(
             self.run, world, self.config.parallel.zero_stage, self.config.keep_checkpoints
         )
+        self._to_device = Transfer(world.device)
         self._watch = StepWatch(world.rank, world.size)
         self._metrics = MetricBuffer(self.config.log_interval, world.device)
         self._ids: dict[int, list[str]] = {}
@@ -248,7 +250,7 @@ class Trainer:
         for number, batch in enumerate(micro_batches, start=1):
             # Set explicitly: DeepSpeed's own count of micro-batches restarts when a run is resumed.
             self.engine.set_gradient_accumulation_boundary(number == len(micro_batches))
-            values = self.engine(batch.to(self.world.device))
+            values = self.engine(self._to_device(batch))
             self.engine.backward(values["loss"])
             for name, value in values.items():
                 metrics[name] = metrics.get(name, 0) + value.detach() / len(micro_batches)

@@ -40,6 +40,10 @@ def test_sections_that_a_cpu_can_run(tmp_path: Path) -> None:
     assert [row[0] for row in measured][:2] == ["retrieval_a2v_r1", "retrieval_a2v_r5"]
     assert all(cpu == device for _, cpu, device in measured)
     assert any(row[0].startswith("aten::") for row in rows(sections["Profile"]))
+    sent = rows(sections["Beside the step"])
+    assert [row[0] for row in sent] == ["on the steps' stream", "on its own"]
+    costs = dict(re.findall(r"^(waited for|behind) +([\d.]+)", sections["Beside the step"], re.MULTILINE))
+    assert set(costs) == {"waited for", "behind"}
     ((clips, seconds, rate, *_),) = rows(sections["Speed and memory"])
     assert float(rate) == pytest.approx(int(clips) / float(seconds), rel=0.05)
 
