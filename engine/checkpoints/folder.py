@@ -10,8 +10,7 @@
   that is damaged is set aside when its run is resumed, under a name that says so, and the one before it is taken.
 
 Batches, masks, augmentation and learning rate are functions of the step, so the step is all there is to resume.
-A run resumed in a world of another size goes through DeepSpeed's universal checkpoint where ZeRO has partitioned
-the state: a copy that the resuming process makes and removes, whatever the folder holds already.
+In a world of another size each rank reads its own part of a state that ZeRO has partitioned (`partitions`).
 
 A run's folder may come from others. What DeepSpeed reads of it is restricted to tensors (`engine.parallel.restricted`).
 """
@@ -29,8 +28,6 @@ from engine.records.runlog import logger
 
 DEEPSPEED = "deepspeed"
 BESIDE_MODEL = "beside_model.safetensors"
-#: Begins the names of the folders in which a state is converted for a world of another size.
-CONVERTING = ".converting_"
 _NAME = re.compile(r"^step_(\d{8})$")
 
 

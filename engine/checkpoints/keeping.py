@@ -8,7 +8,6 @@ from pathlib import Path
 
 from atomic import TEMPORARY_SUFFIX
 from engine.checkpoints.folder import (
-    CONVERTING,
     Checkpoint,
     CheckpointError,
     checkpoint_folders,
@@ -113,7 +112,7 @@ def remove(checkpoint: Checkpoint) -> None:
 
 def clear_leftovers(run: Path) -> None:
     """Removes what a killed process left half-written or half-removed; before anything is written, on one rank."""
-    for pattern in (".writing_*", ".removing_*", f"step_*/{CONVERTING}*"):
+    for pattern in (".writing_*", ".removing_*"):
         for path in (run / "checkpoints").glob(pattern):
             shutil.rmtree(path)
     # Only what training writes: of a report or an evaluation another process may be writing at this moment.

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import safetensors
-import torch
 from torch import nn
 from torch._weights_only_unpickler import UnpicklingError
 
 from engine.checkpoints.folder import (
-    BESIDE_MODEL,
-    CONVERTING,
     DEEPSPEED,
     Checkpoint,
     CheckpointError,
     parts_beside_model,
 )
-from engine.checkpoints.weights import load_weights
+from engine.checkpoints.partitions import load_adam, read_adam, stretches
 from engine.objectives.base import Objective
-from engine.parallel.deepspeed_engine import reading_own_files
 from engine.parallel.restricted import tensors_only
 from engine.parallel.world import World
 from models.weights.errors import WeightsError
 from models.weights.unpickle import refusal, refuse_unfolding
-
-_UNIVERSAL = "universal"
 
 
 def check_objective(checkpoint: Checkpoint, objective: Objective[Any]) -> None:
@@ -77,113 +67,61 @@ def check_model(checkpoint: Checkpoint, model: nn.Module) -> None:
         )
 
 
-def needs_universal(checkpoint: Checkpoint, world_size: int, zero_stage: int) -> bool:
-    """Whether the checkpoint has to be converted for this world size.
-
-    Raises:
-        CheckpointError: If it was written with another ZeRO stage.
-    """
-    if checkpoint.state.zero_stage != zero_stage:
-        raise CheckpointError(
-            f"{checkpoint.path} was written with train.parallel.zero_stage {checkpoint.state.zero_stage}, this "
-            f"run has {zero_stage}: set it back to resume, or start a new output_dir with init pointing at this "
-            "checkpoint"
-        )
-    return zero_stage > 0 and checkpoint.state.world_size != world_size
-
-
-def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World, universal: Path | None = None) -> None:
-    """Loads ``checkpoint`` into the DeepSpeed engine; every rank calls it.
+def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) -> None:
+    """Loads ``checkpoint``, of whatever world size, into the DeepSpeed engine; every rank calls it.
 
     Args:
-        engine: The engine; within `reading_universal` where ``universal`` is given.
+        engine: The engine.
         checkpoint: What to load.
         world: The processes.
-        universal: What ``make_universal`` made of it for this world size, which is then read.
+        zero_stage: The run's.
 
     Raises:
-        CheckpointError: It can't be loaded, or holds more than tensors; nothing of it was run.
+        CheckpointError: It can't be loaded, was written with another ZeRO stage, or holds more than tensors; nothing of
+            it was run.
     """
-    tag = _UNIVERSAL if universal else DEEPSPEED
-    _share_refusing(checkpoint, world)
+    state = checkpoint.state
+    if state.zero_stage != zero_stage:
+        raise CheckpointError(
+            f"{checkpoint.path} was written with train.parallel.zero_stage {state.zero_stage}, this run has "
+            f"{zero_stage}: set it back to resume, or start a new output_dir with init pointing at this checkpoint"
+        )
+    world.from_main(lambda: _refuse_unfolding(checkpoint.path / DEEPSPEED))
+    whole = zero_stage == 0  # Adam's state lies with the weights
     try:
-        with plain_path(universal or checkpoint.path) as folder, tensors_only(), reading_own_files(engine):
-            loaded, _ = engine.load_checkpoint(folder, tag=tag)
+        with plain_path(checkpoint.path) as folder, tensors_only():
+            loaded, _ = engine.load_checkpoint(folder, tag=DEEPSPEED, load_optimizer_states=whole)
     except UnpicklingError as error:
         raise CheckpointError(str(refusal(checkpoint.path / DEEPSPEED, str(error)))) from error
     if loaded is None:
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
-    if universal is not None:
-        _restore_untrained(engine.module, checkpoint)
+    if not whole:
+        _load_own_part(engine.optimizer, checkpoint, world)
 
 
-def _share_refusing(checkpoint: Checkpoint, world: World) -> None:
-    """`_refuse_unfolding` of DeepSpeed's files, which the ranks share; every rank raises what any has found."""
-    paths = world.from_main(lambda: _deepspeed_files(checkpoint))
-    found = None
+def _load_own_part(zero_optimizer: Any, checkpoint: Checkpoint, world: World) -> None:
+    folder = checkpoint.path / DEEPSPEED
     try:
-        _refuse_unfolding(paths[world.rank :: world.size])
-    except CheckpointError as error:
-        found = str(error)
-    problem = next(filter(None, world.gather_objects(found)), None)
-    if problem is not None:
-        raise CheckpointError(problem)
+        own, written_by = stretches(zero_optimizer), checkpoint.state.world_size
+        load_adam(zero_optimizer, read_adam(folder, written_by, own, world.rank, world.size))
+    except WeightsError as error:
+        raise CheckpointError(str(error)) from error
+    except (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{folder} holds another optimizer's state than this run's ({type(error).__name__}: {error})"
+        ) from error
 
 
-def _deepspeed_files(checkpoint: Checkpoint) -> list[Path]:
-    return sorted((checkpoint.path / DEEPSPEED).glob("*.pt"))
+def _refuse_unfolding(folder: Path) -> None:
+    """Refuses files of weights that may unfold to any size; those of the optimizer are looked at where they are read.
 
-
-def _refuse_unfolding(paths: Sequence[Path]) -> None:
-    for path in paths:
+    DeepSpeed reads the former.
+    """
+    for path in sorted(folder.glob("*_model_states.pt")):
         try:
             refuse_unfolding(path)
         except (WeightsError, BadZipFile) as error:
             raise CheckpointError(f"{path} can't be read: {error}") from error
-
-
-@torch.no_grad()
-def _restore_untrained(objective: Objective[Any], checkpoint: Checkpoint) -> None:
-    """Frozen weights, buffers and what lies beside the model: a universal checkpoint holds what is optimized alone."""
-    stored = {f"model.{name}": value for name, value in load_weights(checkpoint.path).items()}
-    beside = checkpoint.path / BESIDE_MODEL
-    if beside.is_file():
-        stored |= load_weights(beside)
-    trained = {name for name, parameter in objective.named_parameters() if parameter.requires_grad}
-    for name, value in objective.state_dict().items():
-        if name not in trained:
-            value.copy_(stored[name])
-
-
-def make_universal(checkpoint: Checkpoint) -> Path:
-    """Converts DeepSpeed's partitioned state to its universal form, in a new folder; one rank calls it.
-
-    Returns:
-        The new folder, which whoever loaded it removes.
-
-    Raises:
-        CheckpointError: The state can't be converted, or holds more than tensors; nothing of it was run.
-    """
-    _refuse_unfolding(_deepspeed_files(checkpoint))
-    folder = Path(tempfile.mkdtemp(prefix=CONVERTING, dir=checkpoint.path))
-    command = [sys.executable, "-P", "-m", "engine.parallel.restricted", "--inject_missing_state"]
-    command += ["--num_extract_workers", "1", "--num_merge_workers", "1"]
-    hidden = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
-    paths = [str(Path(__file__).parents[2]), *filter(None, [environment.get("PYTHONPATH")])]
-    environment["PYTHONPATH"] = os.pathsep.join(paths)
-    with plain_path(checkpoint.path) as source:
-        command += ["--input_folder", f"{source}/{DEEPSPEED}"]
-        command += ["--output_folder", f"{source}/{folder.name}/{_UNIVERSAL}"]
-        result = subprocess.run(
-            command, capture_output=True, encoding="utf-8", errors="replace", env=environment
-        )
-    if result.returncode:
-        shutil.rmtree(folder)
-        if "UnpicklingError" in result.stderr:
-            raise CheckpointError(str(refusal(checkpoint.path / DEEPSPEED, result.stderr)))
-        raise CheckpointError(f"{checkpoint.path}: DeepSpeed's conversion failed:\n{result.stderr[-2000:]}")
-    return folder
 
 
 @contextmanager

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -183,56 +181,3 @@ def partition_gradients(engine: Any, zero_stage: int) -> list[Tensor]:
         flat = getattr(group, "flat_partition", None)
         gradients += [flat] if flat is not None else list(group)
     return gradients
-
-
-@contextmanager
-def reading_universal(engine: Any) -> Iterator[None]:
-    """Within it the checkpoint to be loaded is a universal one, of another world's size (ZeRO 1 and 2).
-
-    DeepSpeed 0.19 fails on a rank whose part of a group is padding alone, as of a few parameters over many ranks: it is
-    shown the groups of which this rank has something. It confuses their settings so, which the caller sets anyway.
-    """
-    optimizer = engine.optimizer
-    load = optimizer.load_hp_checkpoint_state_from_checkpoint_dir
-
-    def load_own(name: str, folder: str) -> None:
-        groups, inner = getattr(optimizer, name), optimizer.optimizer
-        own = [i for i, group in enumerate(groups) if any(p._hp_mapping is not None for p in group)]
-        some = _replaced(inner, "param_groups", [inner.param_groups[i] for i in own])
-        with _replaced(optimizer, name, [groups[i] for i in own]), some:
-            load(name, folder)
-
-    settings = _replaced(engine._config, "load_universal_checkpoint", True)
-    with settings, _replaced(optimizer, load.__name__, load_own):
-        yield
-
-
-@contextmanager
-def reading_own_files(engine: Any) -> Iterator[None]:
-    """Within it a rank looks for its own part of the optimizer's state alone (ZeRO 1 and 2).
-
-    DeepSpeed 0.19 looks on every rank for the files of all of them, and then reads its own.
-    """
-
-    def names(load_dir: str, tag: str, bf16_mode: bool) -> list[str | None]:
-        every: list[str | None] = [None] * engine.loaded_checkpoint_dp_world_size
-        own = engine.global_rank
-        every[own] = engine._get_rank_zero_ckpt_name(load_dir, tag, engine.checkpoint_mp_rank, own, bf16_mode)
-        return every
-
-    with _replaced(engine, "_get_all_zero_checkpoint_names", names):
-        yield
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
-    """Within it an attribute of an object is another."""
-    own, before = name in vars(owner), getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if own:
-            setattr(owner, name, before)
-        else:
-            delattr(owner, name)

@@ -7,8 +7,6 @@ outside to load restrictedly all the same; DeepSpeed's own bookkeeping then need
 from __future__ import annotations
 
 import os
-import runpy
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,17 +35,3 @@ def tensors_only() -> Iterator[None]:
     finally:
         del os.environ[_FORCE]
         os.environ.update({name: value for name, value in before.items() if value is not None})
-
-
-def main() -> None:
-    """``python -m engine.parallel.restricted ARGUMENTS``: DeepSpeed's conversion to a universal checkpoint."""
-    from engine.parallel.world import import_deepspeed
-
-    import_deepspeed()
-    sys.argv[0] = "ds_to_universal"
-    with tensors_only():
-        runpy.run_module("deepspeed.checkpoint.ds_to_universal", run_name="__main__")
-
-
-if __name__ == "__main__":
-    main()

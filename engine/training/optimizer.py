@@ -96,7 +96,7 @@ def apply_settings(optimizer: torch.optim.Optimizer, settings: list[dict[str, An
 def place_steps(optimizer: torch.optim.Optimizer) -> None:
     """Puts Adam's counts of steps where its parameters are, as fused Adam wants them.
 
-    Loading leaves them on the CPU (DeepSpeed 0.19, universal checkpoints), or as integers.
+    Those of checkpoints in which Adam was not fused are on the CPU, or integers.
     """
     for parameter, state in optimizer.state.items():
         if "step" in state:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from engine.checkpoints.folder import Checkpoint
 from engine.checkpoints.keeping import clear_leftovers, newest_sound_checkpoint
-from engine.checkpoints.loading import check_objective, load_checkpoint, make_universal, needs_universal
+from engine.checkpoints.loading import check_objective, load_checkpoint
 from engine.objectives.base import Objective
-from engine.parallel.deepspeed_engine import build_engine, inner_optimizer, reading_universal
+from engine.parallel.deepspeed_engine import build_engine, inner_optimizer
 from engine.parallel.world import World
 from engine.records.runlog import logger
 from engine.training.changes import check_data, check_groups, check_settings, naming_changes
@@ -98,14 +96,6 @@ def restore(engine: Any, checkpoint: Checkpoint, world: World, zero_stage: int) 
         zero_stage: The run's.
     """
     settings = group_settings(engine.optimizer)
-    universal = None
-    if needs_universal(checkpoint, world.size, zero_stage):
-        universal = world.from_main(lambda: make_universal(checkpoint))
-    with nullcontext() if universal is None else reading_universal(engine):
-        load_checkpoint(engine, checkpoint, world, universal)
+    load_checkpoint(engine, checkpoint, world, zero_stage)
     apply_settings(engine.optimizer, settings)
     place_steps(inner_optimizer(engine))
-    if universal is not None:
-        world.barrier()
-        if world.is_main:
-            shutil.rmtree(universal)

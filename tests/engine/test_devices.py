@@ -68,7 +68,7 @@ def test_more_processes_than_gpus_are_an_error(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_counts_of_steps_lie_where_their_parameters_are() -> None:
-    """As after a universal checkpoint: a count on the CPU, and a parameter that isn't there."""
+    """As in a checkpoint of another optimizer: a count on the CPU, and a parameter that isn't there."""
     parameter = torch.nn.Parameter(torch.zeros(3, device="meta"))
     optimizer = torch.optim.AdamW([parameter])
     for stored in (torch.tensor(7, dtype=torch.int64), torch.tensor(7.0), 7):
