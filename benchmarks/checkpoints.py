@@ -86,6 +86,7 @@ def measure(world: World, options: argparse.Namespace, folder: Path) -> str:
             writer.finish()
             total = time.perf_counter() - started
             found[way].append((pause, total, statistics.median(meanwhile) if meanwhile else 0.0))
+    writer.close()
     size = sum(path.stat().st_size for path in folder.glob("checkpoints/step_*/**/*") if path.is_file())
     return _table(found, options.steps, size)
 

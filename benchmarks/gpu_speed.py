@@ -89,6 +89,7 @@ def beside(setup: Setup) -> Iterator[str]:
         ([name, statistics.median(found), min(found), max(found)] for name, found in seconds.items()),
     )
     del engine, objective
+    _clear(setup)
     options = setup.options(turns=2, steps=4 * setup.steps)
     yield from ["```", *checkpoints.measure(setup.world, options, setup.folder).splitlines(), "```", ""]
 
@@ -107,11 +108,16 @@ def batch_sizes(setup: Setup) -> Iterator[str]:
     )
 
 
-def _measured(setup: Setup, size: int) -> list[Any]:
+def _clear(setup: Setup) -> None:
+    """Gives back the memory of engines that are gone."""
     gc.collect()
     if setup.on_gpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+
+
+def _measured(setup: Setup, size: int) -> list[Any]:
+    _clear(setup)
     try:
         found = measure(setup.world, setup.options(batch_size=size), setup.folder)
     except torch.OutOfMemoryError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,11 @@ from engine.checkpoints.folder import (
 from engine.checkpoints.integrity import find_damage
 from engine.parallel.world import World
 from engine.records.runlog import logger
+
+_WRITTEN_BY_TRAINING = (
+    "*.json.*", "*.jsonl.*", "config.yaml.*", "run.lock.*", "wandb_id.*",
+    "average/*", "best/*", "pictures/*", "teacher/*",
+)  # fmt: skip
 
 
 def newest_sound_checkpoint(run: Path, world: World) -> Checkpoint | None:
@@ -115,7 +121,9 @@ def clear_leftovers(run: Path) -> None:
     for pattern in (".writing_*", ".removing_*"):
         for path in (run / "checkpoints").glob(pattern):
             shutil.rmtree(path)
-    # Only what training writes: of a report or an evaluation another process may be writing at this moment.
-    for pattern in ("*.json.*", "config.yaml.*", "average/*", "best/*", "pictures/*", "teacher/*"):
+    # Only what training writes: of a report or an evaluation another process may be writing at this moment. And nothing
+    # of this process, which writes meanwhile that it holds the run.
+    for pattern in _WRITTEN_BY_TRAINING:
         for path in run.glob(pattern + TEMPORARY_SUFFIX):
-            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+            if f".{os.getpid()}." not in path.name:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from engine.checkpoints.folder import (
     CheckpointError,
     parts_beside_model,
 )
-from engine.checkpoints.partitions import load_adam, read_adam, stretches
+from engine.checkpoints.partitions import Groups, Stretch, load_adam, read_adam, stretches
 from engine.objectives.base import Objective
 from engine.parallel.restricted import tensors_only
 from engine.parallel.world import World
@@ -96,20 +96,26 @@ def load_checkpoint(engine: Any, checkpoint: Checkpoint, world: World, zero_stag
     if loaded is None:
         raise CheckpointError(f"{checkpoint.path}: DeepSpeed found nothing to load in it")
     if not whole:
-        _load_own_part(engine.optimizer, checkpoint, world)
+        own = stretches(engine.optimizer)
+        load_adam(engine.optimizer, _read_own_part(checkpoint, own, world))
 
 
-def _load_own_part(zero_optimizer: Any, checkpoint: Checkpoint, world: World) -> None:
-    folder = checkpoint.path / DEEPSPEED
-    try:
-        own, written_by = stretches(zero_optimizer), checkpoint.state.world_size
-        load_adam(zero_optimizer, read_adam(folder, written_by, own, world.rank, world.size))
-    except WeightsError as error:
-        raise CheckpointError(str(error)) from error
-    except (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{folder} holds another optimizer's state than this run's ({type(error).__name__}: {error})"
-        ) from error
+def _read_own_part(checkpoint: Checkpoint, own: Sequence[Stretch], world: World) -> Groups:
+    """Adam's state of this rank; raises on every rank what any of them can't read."""
+    folder, found = checkpoint.path / DEEPSPEED, Groups()
+
+    def read() -> None:
+        try:
+            found.update(read_adam(folder, checkpoint.state.world_size, own, world.rank, world.size))
+        except WeightsError as error:
+            raise CheckpointError(str(error)) from error
+        except (AttributeError, ArithmeticError, LookupError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{folder} holds another optimizer's state than this run's ({type(error).__name__}: {error})"
+            ) from error
+
+    world.gather_outcomes(read)
+    return found
 
 
 def _refuse_unfolding(folder: Path) -> None:

@@ -7,8 +7,9 @@ between two steps, and a thread writes, syncs and hashes it meanwhile.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from engine.checkpoints.keeping import disposable, remove
 from engine.checkpoints.weights import to_float32
 from engine.objectives.base import Objective
 from engine.parallel.deepspeed_engine import copy_state
-from engine.parallel.host_copies import copies_done, copy_to_host
+from engine.parallel.host_copies import copy_to_host
 from engine.parallel.world import World
 from models.weights.tensor_files import WEIGHTS_NAME, write_safetensors
 
@@ -93,7 +94,7 @@ class CheckpointWriter:
             notes: What else ``state.json`` holds.
 
         Raises:
-            CheckpointError: The one before could not be written; on every rank.
+            CheckpointError: The one before, or the new one's folder, could not be written; on every rank.
         """
         import deepspeed
 
@@ -102,19 +103,18 @@ class CheckpointWriter:
         self.world.from_main(lambda: _make(temporary))
         states = copy_state(engine, temporary, DEEPSPEED)
         write_beside = _copy_plain_files(objective, config_yaml) if self.world.is_main else None
-        ready = copies_done(self.world.device)
         state = CheckpointState(
             step, self.world.size, self.zero_stage, torch.__version__, deepspeed.__version__,
             objective=objective.kind, beside_model=parts_beside_model(objective), **vars(notes),
         )  # fmt: skip
-        written = self._thread.submit(_write, temporary, ready, states, write_beside)
+        written = self._thread.submit(_write, temporary, states, write_beside)
         self._begun = _Begun(temporary, state, written)
 
     def finish(self) -> None:
         """Waits until all ranks have written their parts; then rank 0 gives the checkpoint its name.
 
         Raises:
-            CheckpointError: Some rank's part could not be written; on every rank.
+            CheckpointError: Some rank's part, or what names it, could not be written; on every rank.
         """
         if self._begun is None:
             return
@@ -128,21 +128,23 @@ class CheckpointWriter:
         self._thread.shutdown(wait=False)
 
     def _name(self, temporary: Path, state: CheckpointState) -> None:
-        for folder in (temporary / DEEPSPEED, temporary):  # for the names of what the ranks have synced
-            fsync(folder)
-        write_sealed(temporary / STATE, asdict(state))
-        fsync(temporary)
-        final = temporary.with_name(f"step_{state.step:08d}")
-        shutil.rmtree(final, ignore_errors=True)
-        temporary.rename(final)
-        fsync(final.parent)
-        for old in disposable(find_checkpoints(self.run), self.keep):
-            remove(old)
+        with _failures_said(temporary):
+            for folder in (temporary / DEEPSPEED, temporary):  # for the names of what the ranks have synced
+                fsync(folder)
+            write_sealed(temporary / STATE, asdict(state))
+            fsync(temporary)
+            final = temporary.with_name(f"step_{state.step:08d}")
+            shutil.rmtree(final, ignore_errors=True)
+            temporary.rename(final)
+            fsync(final.parent)
+            for old in disposable(find_checkpoints(self.run), self.keep):
+                remove(old)
 
 
 def _make(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-    (folder / DEEPSPEED).mkdir(parents=True)
+    with _failures_said(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / DEEPSPEED).mkdir(parents=True)
 
 
 def _copy_plain_files(objective: Objective[Any], config_yaml: str) -> Callable[[Path], None]:
@@ -163,36 +165,23 @@ def _copy_plain_files(objective: Objective[Any], config_yaml: str) -> Callable[[
 
 def _write(
     folder: Path,
-    ready: Callable[[], object],
     states: Mapping[Path, Any],
     write_beside: Callable[[Path], None] | None,
 ) -> dict[str, FileDigest]:
     """Writes and syncs this rank's files; returns what they are.
 
     Synced here, since a node that vanishes later must not take along what it had yet to write.
-
-    Raises:
-        CheckpointError: The disk is full or fails.
     """
-    ready()
-    try:
+    with _failures_said(folder):
         for path, state in states.items():
             _save(state, path)
         files = list(states)
         if write_beside is not None:
             write_beside(folder)
-            files += [
-                path for path in folder.iterdir() if path.is_file()
-            ]  # DeepSpeed adds a program of its own
+            files += [path for path in folder.iterdir() if path.is_file()]
         for path in files:
             fsync(path)
         return digest_files(folder, files)
-    except (OSError, SafetensorError) as error:
-        said = error.strerror if isinstance(error, OSError) else error
-        raise CheckpointError(
-            f"{folder}: a checkpoint can't be written ({said}). Make room there, and run the same command again: it "
-            "goes on from the checkpoint before"
-        ) from error
 
 
 def _save(state: Any, path: Path) -> None:
@@ -201,3 +190,16 @@ def _save(state: Any, path: Path) -> None:
             torch.save(state, file)
         except RuntimeError as error:  # in which torch hides what the system said
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+
+
+@contextmanager
+def _failures_said(folder: Path) -> Iterator[None]:
+    """What the system says where a disk is full or fails, as a `CheckpointError` with what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        said = error.strerror if isinstance(error, OSError) else error
+        raise CheckpointError(
+            f"{folder}: a checkpoint can't be written ({said}). When it can, run the same command again: it goes on "
+            "from the newest one that is complete"
+        ) from error

@@ -48,9 +48,7 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
             if predictions is not None:
                 report |= self._measure(predictions)
             if features is not None:
-                # On the device: the other ranks wait.
-                on_device = (part.to(self.world.device) for part in features)
-                report["frozen_features"] = measure_features(self.config, *on_device)
+                report["frozen_features"] = self._measure_features(*features)
             report["of"] = self._identity
             write_report(self.run / "evaluation" / name, report, predictions, self.train.classes)
             for line in summary_lines(report):
@@ -116,6 +114,22 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
             "per_class_of": shown,
             "per_class": table,
         }
+
+    def _measure_features(self, train: Features, test: Features) -> dict[str, float]:
+        """Retrieval on the evaluated clips; linear probe and neighbours fitted on the training clips."""
+        device = self.world.device
+        try:  # the other ranks wait
+            return self._measure_on(train.to(device), test.to(device))
+        except torch.OutOfMemoryError:
+            logger.warning(
+                "%d clips are too many for the memory of %s: frozen features are measured on the CPU",
+                len(train.ids), device,
+            )  # fmt: skip
+        return self._measure_on(train, test)
+
+    def _measure_on(self, train: Features, test: Features) -> dict[str, float]:
+        values = cross_modal_retrieval(test.streams["audio"], test.streams["visual"], test.labels)
+        return values | probe_features(train, test, self.config.evaluation.probe)
 
     def _show(
         self,
@@ -190,12 +204,6 @@ class FinalEvaluation(Evaluation[FinetuneConfig, Classification]):
         fbank, _ = objective.inputs(batch)
         assert fbank is not None
         return batch.frames[:, 0].cpu(), fbank.cpu()
-
-
-def measure_features(config: FinetuneConfig, train: Features, test: Features) -> dict[str, float]:
-    """Retrieval on the evaluated clips; linear probe and neighbours fitted on the training clips."""
-    values = cross_modal_retrieval(test.streams["audio"], test.streams["visual"], test.labels)
-    return values | probe_features(train, test, config.evaluation.probe)
 
 
 def _without_nan(values: Tensor) -> list[float | None]:

@@ -27,7 +27,8 @@ class ParallelConfig:
         accumulation_steps: Micro-batches, one after the other, that make up a step.
         zero_stage: 0 keeps everything on every rank, 1 partitions the optimizer's state, 2 the gradients as well.
         overlap_comm: Whether ZeRO 1 and 2 exchange gradients during the backward pass, as it is done without ZeRO
-            anyway, through a second buffer of 0.2 GB. DeepSpeed then makes the host wait for the device once a step.
+            anyway, through a second buffer of 0.2 GB. DeepSpeed then makes the host wait for the device after backward
+            passes.
         precision: ``bf16`` computes under autocast with float32 weights; ``auto`` is bf16 on a GPU that has it and
             fp32 elsewhere.
         deterministic: Whether GPUs add in an order that is always the same, without which a resumed run is equal to
@@ -115,6 +116,7 @@ def build_engine(
     }
     engine, _, _, _ = deepspeed.initialize(model=module, optimizer=optimizer, config=settings)
     engine.checkpoint_engine = _KeptStates(engine.checkpoint_engine)
+    engine._copy_recovery_script = lambda _: None  # programs, which no checkpoint is to hold
     if config.zero_stage == 0:
         # DeepSpeed calls it after each backward pass. Its own exchanges nothing before, and copies all twice.
         mean = OverlappedMean(module.parameters(), engine.is_gradient_accumulation_boundary)

@@ -18,7 +18,9 @@ class OverlappedMean:
 
     Buckets are filled from the last parameter to the first, about in the order of the backward pass, and sent in that
     order on every rank. A parameter that nothing depended on counts with zeros, since on another rank something may.
-    What is sent becomes the gradients' memory, so that nothing is copied back. A process that is alone sends nothing.
+    (Where the ranks' graphs differ so, they may not exchange anything else in the backward pass, since it would come in
+    different orders.) What is sent becomes the gradients' memory, so that nothing is copied back. A process that is
+    alone sends nothing.
 
     Args:
         parameters: All that are trained; those without numbers are left out.

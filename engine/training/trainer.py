@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -165,6 +166,9 @@ class Trainer:
                 finished = self._fit()
                 self._checkpoints.finish()
         except BaseException as error:
+            if self.world.size == 1:  # of several, others may not come to it
+                with suppress(Exception):
+                    self._checkpoints.finish()
             self.log.status(self.step, state="failed", message=f"{type(error).__name__}: {error}")
             raise
         finally:
@@ -285,6 +289,7 @@ class Trainer:
         """Looks at the steps since the last look; returns the first with non-finite numbers, if any."""
         told = [len(self._failures), int(self._checkpoints.writing)]
         table, (failures, writing) = self._metrics.drain(self.world, told)
+        self._watch.end()
         if not writing:
             self._checkpoints.finish()
         if failures:

@@ -35,3 +35,7 @@ def test_a_full_disk_on_one_rank_is_said_by_all(tmp_path: Path) -> None:
         assert "can't be written (File too large)" in said
         assert "run the same command again" in said
     assert find_checkpoints(tmp_path) == []
+
+
+def test_a_run_that_fails_alone_keeps_what_was_being_written(tmp_path: Path) -> None:
+    assert run_ranks("support.behind:failing", 1, run=str(tmp_path)) == [[0, 4]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -117,7 +118,9 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
     elsewhere.mkdir()
     run = tmp_path / "run"
     left = [
-        "status.json.41.partial",
+        "status.json.0.partial",
+        "metrics.jsonl.0.partial",
+        "run.lock.0.partial",
         "average/.epoch_0001.safetensors.abc.partial/epoch_0001.safetensors",
         "best/.step_00000003.safetensors.abc.partial/step_00000003.safetensors",
         "checkpoints/.writing_step_00000004/state.json",
@@ -126,7 +129,8 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
         "status.json",
         "average/epoch_0000.safetensors",
         "evaluation/last/.scores.npz.abc.partial/scores.npz",
-        "report.html.42.partial",
+        "report.html.0.partial",
+        f"run.lock.{os.getpid()}.partial",
     ]
     for name in (*left, *kept):
         path = run / name

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import threading
 from collections.abc import Collection, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +36,7 @@ def _fit(world: World, run: str, zero_stage: Any, waits: bool) -> dict[int, list
     parallel = ParallelConfig(global_batch_size=12, zero_stage=zero_stage, precision="fp32")
     train = TrainConfig(steps=7, log_interval=1, checkpoint_interval=4, keep_checkpoints=3, parallel=parallel)
     seen: dict[int, list[int]] = {}
-    go_on, begin = threading.Event(), CheckpointWriter.begin
+    go_on, begin, write = threading.Event(), CheckpointWriter.begin, saving._write
 
     def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
         for step, batch in enumerate(micro_batches(world.rank, world.size, parallel, start_step, skipped)):
@@ -43,15 +45,17 @@ def _fit(world: World, run: str, zero_stage: Any, waits: bool) -> dict[int, list
                 go_on.set()
             yield batch
 
-    def held_up(writer: CheckpointWriter, engine: Any, objective: Any, step: int, *rest: Any) -> None:
-        late = step == 4 and world.rank == world.size - 1 and not waits
-        ready = lambda _: lambda: go_on.wait(60 if late else 0)  # noqa: E731
-        with patch.object(saving, "copies_done", ready):
-            begin(writer, engine, objective, step, *rest)
-        if waits:
-            writer.finish()
+    def late(folder: Path, *parts: Any) -> Any:
+        if folder.name.endswith("4") and world.rank == world.size - 1 and not waits:
+            assert go_on.wait(60)
+        return write(folder, *parts)
 
-    with patch.object(CheckpointWriter, "begin", held_up):
+    def at_once(writer: CheckpointWriter, *arguments: Any) -> None:
+        begin(writer, *arguments)
+        writer.finish()
+
+    changed = patch.object(CheckpointWriter, "begin", at_once if waits else begin)
+    with patch.object(saving, "_write", late), changed:
         assert make_trainer(world, Path(run), train, loader=loader).fit()
     return seen
 
@@ -68,3 +72,19 @@ def full_disk(run: str) -> str:
         except CheckpointError as error:
             return str(error)
         return ""
+
+
+def failing(run: str) -> list[int]:
+    """The checkpoints of a run that fails two steps after one was begun, and before the next log interval."""
+    with distributed() as world:
+        parallel = ParallelConfig(global_batch_size=12, precision="fp32")
+        train = TrainConfig(steps=9, log_interval=100, checkpoint_interval=4, parallel=parallel)
+
+        def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+            batches = micro_batches(world.rank, world.size, parallel, start_step, skipped)
+            yield from islice(batches, 6)
+            raise RuntimeError("a fault of ours")
+
+        with contextlib.suppress(RuntimeError):
+            make_trainer(world, Path(run), train, loader=loader).fit()
+        return [checkpoint.state.step for checkpoint in find_checkpoints(Path(run))]

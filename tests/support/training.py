@@ -134,7 +134,8 @@ def _gradients(
             full = {name: safe_get_full_grad(p) for name, p in objective.model.named_parameters()}
             grads = {name: grad.clone() for name, grad in full.items() if grad is not None}
         engine.step()
-    return {"loss": world.sum(loss) / world.size, "norm": norm, "grads": grads}
+    overlaps = getattr(engine.optimizer, "overlap_comm", False)
+    return {"loss": world.sum(loss) / world.size, "norm": norm, "grads": grads, "overlaps": overlaps}
 
 
 def fit(
