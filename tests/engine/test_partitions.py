@@ -41,7 +41,9 @@ def write(folder: Path, world_size: int, stepped: bool = True) -> None:
         torch.save(kept, folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt")
 
 
-@pytest.mark.parametrize(("before", "after"), [*product((1, 2, 3, 8), (1, 2, 3, 5, 8, 16))])
+@pytest.mark.parametrize(
+    ("before", "after"), [*product((1, 2, 3, 8), (1, 2, 3, 5, 8, 16)), (2, 512), (512, 3)]
+)
 def test_every_number_is_where_it_belongs(tmp_path: Path, before: int, after: int) -> None:
     write(tmp_path / "files", before)
     own = [stretch(numbers, after) for numbers in GROUPS]
