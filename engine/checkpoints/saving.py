@@ -6,6 +6,7 @@ between two steps, and a thread writes, syncs and hashes it meanwhile.
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,7 +17,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
 
 from atomic import fsync, new_file, write_atomically
 from engine.checkpoints.folder import (
@@ -32,7 +32,6 @@ from engine.checkpoints.keeping import disposable, remove
 from engine.checkpoints.weights import to_float32
 from engine.objectives.base import Objective
 from engine.parallel.deepspeed_engine import copy_state
-from engine.parallel.host_copies import copy_to_host
 from engine.parallel.world import World
 from models.weights.tensor_files import WEIGHTS_NAME, write_safetensors
 
@@ -88,7 +87,7 @@ class CheckpointWriter:
 
         Args:
             engine: The DeepSpeed engine.
-            objective: Its model's weights go into ``model.safetensors``.
+            objective: What the engine trains.
             step: Steps taken.
             config_yaml: The resolved config.
             notes: What else ``state.json`` holds.
@@ -102,7 +101,7 @@ class CheckpointWriter:
         temporary = self.run / "checkpoints" / f".writing_step_{step:08d}"
         self.world.from_main(lambda: _make(temporary))
         states = copy_state(engine, temporary, DEEPSPEED)
-        write_beside = _copy_plain_files(objective, config_yaml) if self.world.is_main else None
+        write_beside = _plain_files(states, config_yaml) if self.world.is_main else None
         state = CheckpointState(
             step, self.world.size, self.zero_stage, torch.__version__, deepspeed.__version__,
             objective=objective.kind, beside_model=parts_beside_model(objective), **vars(notes),
@@ -147,12 +146,15 @@ def _make(folder: Path) -> None:
         (folder / DEEPSPEED).mkdir(parents=True)
 
 
-def _copy_plain_files(objective: Objective[Any], config_yaml: str) -> Callable[[Path], None]:
-    """Copies what lies beside DeepSpeed's files; returns what writes that into a folder."""
-    weights: Mapping[str, Tensor] = copy_to_host(objective.model.state_dict())
-    beside: Mapping[str, Tensor] = copy_to_host(
-        {name: value for name, value in objective.state_dict().items() if not name.startswith("model.")}
-    )
+def _plain_files(states: Mapping[Path, Any], config_yaml: str) -> Callable[[Path], None]:
+    """What writes into a folder what lies beside DeepSpeed's files; the weights are those in the copied states."""
+    (module,) = (state["module"] for state in states.values() if "module" in state)
+    weights, beside = {}, {}
+    for name, value in module.items():
+        if name.startswith("model."):
+            weights[name.removeprefix("model.")] = value
+        else:
+            beside[name] = value
 
     def write(folder: Path) -> None:
         write_safetensors(folder / WEIGHTS_NAME, to_float32(weights))
@@ -179,8 +181,6 @@ def _write(
         if write_beside is not None:
             write_beside(folder)
             files += [path for path in folder.iterdir() if path.is_file()]
-        for path in files:
-            fsync(path)
         return digest_files(folder, files)
 
 
@@ -190,6 +190,8 @@ def _save(state: Any, path: Path) -> None:
             torch.save(state, file)
         except RuntimeError as error:  # in which torch hides what the system said
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextmanager
