@@ -30,6 +30,12 @@ def test_steps_go_on_and_change_nothing_of_what_is_written(tmp_path: Path, size:
         assert set(one[1].files) == there - {"state.json"}, stage
 
 
+def test_going_back_waits_for_a_disk_that_is_slow_to_sync(tmp_path: Path) -> None:
+    first, second = run_ranks("support.behind:slow_disks", 2, run=str(tmp_path))
+    # The second time, the batches are read from 5 on where clips are blamed, and from 4 on to go on.
+    assert first == second == {"began": [0, 5, 4], "seen": [0], "left": [0, 4, 7], "resumed": 7}
+
+
 def test_a_full_disk_on_one_rank_is_said_by_all(tmp_path: Path) -> None:
     for said in run_ranks("support.behind:full_disk", 2, run=str(tmp_path)):
         assert "can't be written (File too large)" in said

@@ -12,6 +12,7 @@ import pytest
 from support.processes import run_ranks
 from support.shards import make_shards
 
+SIZES = (2, 4, 8)
 NUM_SHARDS = 12
 SETTINGS = [
     "model.name=cav_mae_tiny", "model.image_size=32", "model.audio_length=64", "model.embed_dim=24",
@@ -38,7 +39,7 @@ def asked(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Asked]:
             folder=str(folder),
             words=[*words, f"output_dir={folder}/run{size}"],
         )
-        for size in (2, 4)
+        for size in SIZES
     }
 
 
@@ -51,16 +52,17 @@ def files(lines: list[str], kind: str, ending: str = "") -> list[str]:
     ("phase", "most"), [("begun", 45), ("begun saving", 20), ("resumed", 60), ("resumed saving", 10)]
 )
 def test_no_more_with_more_ranks(asked: dict[int, Asked], phase: str, most: int) -> None:
-    few, many = (
+    few, *many = (
         # Shards are opened as their clips come.
         [[line for line in rank[phase] if not line.endswith(".tar")] for rank in asked[size][1:]]
-        for size in (2, 4)
+        for size in SIZES
     )
-    assert max(map(len, many)) <= max(map(len, few)) <= most, (few, many)
+    for ranks in many:
+        assert max(map(len, ranks)) <= max(map(len, few)) <= most, (few, ranks)
 
 
 @pytest.mark.parametrize(("attempt", "saved"), [("begun", 2), ("resumed", 1)])
-@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("size", SIZES)
 def test_each_rank_has_files_of_its_own(asked: dict[int, Asked], size: int, attempt: str, saved: int) -> None:
     main, *others = asked[size]
     assert set(files(main[attempt], "stat", ".tar")) == {

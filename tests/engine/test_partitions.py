@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.processes import run_ranks
 from torch import Tensor
 
 from engine.checkpoints.partitions import Groups, Stretch, read_adam
@@ -70,3 +71,27 @@ def test_a_rank_reads_no_other_file_than_it_needs(tmp_path: Path) -> None:
 def test_before_the_first_step_there_is_none(tmp_path: Path) -> None:
     write(tmp_path / "files", 2, stepped=False)
     assert read_adam(tmp_path / "files", 2, [stretch(1003, 3)], 2, 3) == {0: {}}
+
+
+@pytest.mark.parametrize("zero_stage", [1, 2])
+def test_deepspeed_of_512_ranks(tmp_path: Path, zero_stage: int) -> None:
+    """The first rank, one that has numbers in most groups, and the last, which has none at all."""
+    size, ranks = 512, [0, 255, 511]
+    found = run_ranks(
+        "support.fake_world:one_step", 3, size=size, ranks=ranks, zero_stage=zero_stage, folder=str(tmp_path)
+    )
+    owned = []
+    for rank, steps in zip(ranks, found, strict=True):
+        for group, found_stretch in enumerate(steps["stretches"]):
+            stepped, expected = steps["numbers"][group], steps["expected_numbers"][group]
+            own = stretch(len(stepped), size)
+            assert found_stretch == own
+            part = slice(rank * own.length, (rank + 1) * own.length)
+            assert torch.equal(stepped[part], expected[part])
+            owned.append(len(expected[part]))
+            moments, expected = steps["moments"][group], steps["expected_moments"][group][part]
+            assert torch.equal(moments[: len(expected)], expected)
+            assert not moments[len(expected) :].any()
+            assert torch.equal(steps["read_moments"][group], moments)
+    # Groups of one number, of some and of many.
+    assert owned == [1, 6, 128, 0, 6, 128, 0, 0, 0]

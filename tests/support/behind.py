@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import threading
 from collections.abc import Collection, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from support.training import make_trainer, micro_batches
+from support.mishaps import Spoilt
+from support.training import make_trainer, micro_batches, small_objective
 
 import engine.checkpoints.saving as saving
 from datasets.batch import AVBatch
@@ -58,6 +62,55 @@ def _fit(world: World, run: str, zero_stage: Any, waits: bool) -> dict[int, list
     with patch.object(saving, "_write", late), changed:
         assert make_trainer(world, Path(run), train, loader=loader).fit()
     return seen
+
+
+def slow_disks(run: str) -> dict[str, Any]:
+    """A run whose last rank can't sync its part of the checkpoint of step 4 before a bad step leads back.
+
+    Where its batches ``began``, which checkpoints were ``seen`` in the bad step or ``left``, and where it is ``resumed``.
+    """
+    bad = 5
+    began: list[int] = []
+    seen: list[int] = []
+    go_on, sync, finish = threading.Event(), os.fsync, CheckpointWriter.finish
+
+    def slow_sync(descriptor: int) -> None:
+        if ".writing_step_00000004/" in os.readlink(f"/proc/self/fd/{descriptor}"):
+            assert go_on.wait(60)
+        sync(descriptor)
+
+    def finish_slowly(writer: CheckpointWriter) -> None:
+        if writer._begun and writer._begun.state.step == 4:
+            threading.Timer(0.3, go_on.set).start()
+        finish(writer)
+
+    with distributed() as world, ExitStack() as slow:
+        if world.rank == world.size - 1:
+            slow.enter_context(patch.object(os, "fsync", slow_sync))
+            slow.enter_context(patch.object(CheckpointWriter, "finish", finish_slowly))
+        parallel = ParallelConfig(global_batch_size=12, zero_stage=1, precision="fp32")
+        train = TrainConfig(
+            steps=7, log_interval=1, checkpoint_interval=4, keep_checkpoints=3, parallel=parallel
+        )
+
+        def loader(start_step: int, skipped: Collection[int]) -> Iterator[AVBatch]:
+            began.append(start_step)
+            batches = micro_batches(world.rank, world.size, parallel, start_step, skipped)
+            for step, batch in enumerate(batches, start=start_step):
+                if len(began) == 1 and step == bad:
+                    seen.extend(checkpoint.state.step for checkpoint in find_checkpoints(Path(run)))
+                yield batch
+
+        base = small_objective()
+        objective = Spoilt(base.model, base.audio_front_end.config, base.config)
+        trainer = make_trainer(world, Path(run), train, objective=objective, loader=loader)
+        objective.steps, objective.trainer, objective.world = [bad], trainer, world
+        assert trainer.fit()
+        left = [checkpoint.state.step for checkpoint in find_checkpoints(Path(run))]
+        resumed = make_trainer(world, Path(run), replace(train, steps=9))
+        resumed.stop.close()
+        resumed.log.close()
+        return {"began": began, "seen": seen, "left": left, "resumed": resumed.step}
 
 
 def full_disk(run: str) -> str:

@@ -164,7 +164,7 @@ def fit(
                 os.kill(os.getpid(), signal.SIGTERM)
             yield batch
 
-    objective = small_objective() if not lone_group else _with_lone_group()
+    objective = small_objective() if not lone_group else with_lone_group()
     trainer = make_trainer(world, Path(run), train, objective=objective, loader=loader)
     finished = trainer.fit()
     inner = getattr(trainer.engine.optimizer, "optimizer", trainer.engine.optimizer)
@@ -185,8 +185,9 @@ class _Scaled(CavMae):
         return values | {"loss": values["loss"] * (1 + scale).squeeze()}
 
 
-def _with_lone_group() -> CavMae:
-    base = small_objective()
+def with_lone_group(**settings: Any) -> CavMae:
+    """A small objective of which one number is a group of its own, and scales the loss."""
+    base = small_objective(**settings)
     base.model.register_parameter("scale", torch.nn.Parameter(torch.zeros(1)))
     return _Scaled(base.model, base.audio_front_end.config, base.config)
 
