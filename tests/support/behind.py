@@ -67,7 +67,8 @@ def _fit(world: World, run: str, zero_stage: Any, waits: bool) -> dict[int, list
 def slow_disks(run: str) -> dict[str, Any]:
     """A run whose last rank can't sync its part of the checkpoint of step 4 before a bad step leads back.
 
-    Where its batches ``began``, which checkpoints were ``seen`` in the bad step or ``left``, and where it is ``resumed``.
+    Where its batches ``began``, which checkpoints were ``seen`` in the bad step, which were ``left`` at the end, and
+    where it is ``resumed``.
     """
     bad = 5
     began: list[int] = []
